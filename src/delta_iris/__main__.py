@@ -1,0 +1,6 @@
+"""`python -m delta_iris` is the `delta-iris` command."""
+
+from delta_iris.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""The agent's network: CNN → LSTM → actor and critic (IRIS; paper §2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from delta_iris.nn.conv import FrameEncoder
+
+__all__ = ["ActorCritic", "State"]
+
+State = tuple[Tensor, Tensor]
+"""The LSTM's hidden and cell state, (1, B, hidden) each."""
+
+
+class ActorCritic(nn.Module):
+    """Sees frames, remembers in an LSTM, gives logits of actions and of the value's bins.
+
+    Args:
+        frame_size: height and width of a frame, in pixels.
+        num_actions: number of actions A.
+        num_value_bins: bins of the value's two-hot distribution.
+        hidden: width of the LSTM.
+        channels, multipliers, halvings, latent_channels: of the CNN; see `FrameEncoder`.
+    """
+
+    def __init__(
+        self,
+        frame_size: tuple[int, int],
+        num_actions: int,
+        num_value_bins: int = 255,
+        hidden: int = 512,
+        channels: int = 32,
+        multipliers: Sequence[int] = (1, 1, 2, 2, 4),
+        halvings: Sequence[int] = (1, 3, 4),
+        latent_channels: int = 16,
+    ) -> None:
+        super().__init__()
+        self.hidden = hidden
+        self.cnn = FrameEncoder(frame_size, channels, multipliers, halvings, latent_channels)
+        self.lstm = nn.LSTM(self.cnn.num_features, hidden, batch_first=True)
+        self.actor = nn.Linear(hidden, num_actions)
+        self.critic = nn.Linear(hidden, num_value_bins)
+        # The first policy is uniform and the first values are zero.
+        for head in (self.actor, self.critic):
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+
+    def initial_state(self, batch: int) -> State:
+        """The state before an episode's first frame."""
+        zeros = self.actor.weight.new_zeros(1, batch, self.hidden)
+        return zeros, zeros
+
+    def forward(self, frames: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
+        """Look at consecutive frames.
+
+        Args:
+            frames: (B, T, 3, H, W) floats in [0, 1].
+            state: the state before them.
+
+        Returns:
+            logits of the actions (B, T, A), of the values' bins (B, T, bins), and the state after the last frame.
+        """
+        features = rearrange(self.cnn(rearrange(frames, "b t c h w -> (b t) c h w")), "(b t) d -> b t d", b=len(frames))
+        hidden, state = self.lstm(features, state)
+        return self.actor(hidden), self.critic(hidden), state
+
+    @torch.no_grad()
+    def burn_in(self, frames: Tensor, valid: Tensor) -> State:
+        """The state after some real frames; padding before them leaves it as at an episode's start.
+
+        Args:
+            frames: (B, T, 3, H, W) floats in [0, 1].
+            valid: (B, T) bool.
+        """
+        state = self.initial_state(len(frames))
+        features = rearrange(self.cnn(rearrange(frames, "b t c h w -> (b t) c h w")), "(b t) d -> b t d", b=len(frames))
+        for t in range(frames.shape[1]):
+            _, (hidden, cell) = self.lstm(features[:, t : t + 1], state)
+            keep = valid[:, t].view(1, -1, 1)
+            state = (torch.where(keep, hidden, state[0]), torch.where(keep, cell, state[1]))
+        return state

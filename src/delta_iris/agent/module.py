@@ -1,0 +1,155 @@
+"""The agent as a LightningModule: actor-critic learning on imagined windows (IRIS; paper §2)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from delta_iris.agent.actor_critic import ActorCritic, State
+from delta_iris.agent.returns import lambda_returns
+from delta_iris.nn.masked import masked_mean
+from delta_iris.nn.optimizer import make_optimizer
+from delta_iris.nn.symlog import SymlogTwoHot
+
+__all__ = ["Agent", "ImaginedWindow"]
+
+
+class ImaginedWindow(NamedTuple):
+    """Real burn-in frames, then H imagined steps.
+
+    Attributes:
+        frames: (B, burn-in + H + 1, 3, H, W) floats in [0, 1]; the first after the burn-in is real and acted on, the
+            last only bootstraps.
+        burn_in_valid: (B, burn-in) bool, false for padding before an episode's start.
+        actions: (B, H) int64.
+        rewards: (B, H) float32.
+        ends: (B, H) int64.
+    """
+
+    frames: Tensor
+    burn_in_valid: Tensor
+    actions: Tensor
+    rewards: Tensor
+    ends: Tensor
+
+
+def until_first_end(ends: Tensor) -> Tensor:
+    """(B, H) bool, true up to and including the first step that ends the episode."""
+    return (ends.cumsum(1) - ends) == 0
+
+
+class Agent(L.LightningModule):
+    """Actor-critic with a target network, trained by REINFORCE and two-hot λ-returns.
+
+    Args:
+        frame_size: height and width of a frame, in pixels.
+        num_actions: number of actions A.
+        hidden, channels, multipliers, halvings, latent_channels: of the network; see `ActorCritic`.
+        num_value_bins: bins of the value's two-hot distribution, on symlog [−20, 20].
+        burn_in: real frames that warm the LSTM, without gradient.
+        horizon: imagined steps H.
+        discount: γ.
+        lambda_: λ of the λ-returns.
+        entropy_weight: of the policy's entropy in the actor's loss.
+        target_decay: of the target network's moving average, a step.
+        learning_rate, weight_decay, warmup_steps, gradient_clip: of the optimizer.
+    """
+
+    def __init__(
+        self,
+        frame_size: tuple[int, int],
+        num_actions: int,
+        hidden: int = 512,
+        channels: int = 32,
+        multipliers: Sequence[int] = (1, 1, 2, 2, 4),
+        halvings: Sequence[int] = (1, 3, 4),
+        latent_channels: int = 16,
+        num_value_bins: int = 255,
+        burn_in: int = 5,
+        horizon: int = 15,
+        discount: float = 0.997,
+        lambda_: float = 0.95,
+        entropy_weight: float = 0.001,
+        target_decay: float = 0.995,
+        learning_rate: float = 1e-4,
+        weight_decay: float = 0.0,
+        warmup_steps: int = 0,
+        gradient_clip: float = 10.0,
+    ) -> None:
+        super().__init__()
+        self.burn_in, self.horizon = burn_in, horizon
+        self.discount, self.lambda_ = discount, lambda_
+        self.entropy_weight, self.target_decay = entropy_weight, target_decay
+        self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
+        self.gradient_clip = gradient_clip
+        self.values = SymlogTwoHot(num_value_bins)
+        self.network = ActorCritic(
+            frame_size, num_actions, num_value_bins, hidden, channels, multipliers, halvings, latent_channels
+        )
+        self.target = copy.deepcopy(self.network).requires_grad_(False)
+
+    @torch.no_grad()
+    def act(self, frames: Tensor, state: State) -> tuple[Tensor, State]:
+        """Sample an action for each frame.
+
+        Args:
+            frames: (B, 3, H, W) floats in [0, 1].
+            state: the LSTM's state before them.
+
+        Returns:
+            actions (B,) int64, the state after the frames.
+        """
+        with torch.autocast(frames.device.type, enabled=False):
+            logits, _, state = self.network(frames.float().unsqueeze(1), state)
+            # The Gumbel trick: a sample without torch.multinomial's check, which would wait for the device.
+            noise = torch.empty_like(logits[:, 0]).exponential_().log_()
+            return (logits[:, 0] - noise).argmax(-1), state
+
+    def training_step(self, imagined: ImaginedWindow, batch_idx: int = 0) -> dict[str, Tensor]:
+        """One step's losses on imagined windows; nothing after the first imagined end counts.
+
+        The imagined frames carry no gradient: actor and critic are evaluated once, over the whole sequence.
+        """
+        # The agent is small and its policy gradient noisy: it works in full precision whatever the others do.
+        with torch.autocast(imagined.frames.device.type, enabled=False):
+            warm, frames = imagined.frames[:, : self.burn_in], imagined.frames[:, self.burn_in :]
+            logits, value_logits, _ = self.network(frames[:, :-1], self.network.burn_in(warm, imagined.burn_in_valid))
+            with torch.no_grad():
+                _, target_logits, _ = self.target(frames, self.target.burn_in(warm, imagined.burn_in_valid))
+                targets = self.values.mean(target_logits)
+                returns = lambda_returns(
+                    imagined.rewards, imagined.ends, targets[:, 1:], self.discount, self.lambda_
+                )
+            mask = until_first_end(imagined.ends)
+            log_policy = F.log_softmax(logits, dim=-1)
+            log_taken = log_policy.gather(-1, imagined.actions.unsqueeze(-1)).squeeze(-1)
+            actor_loss = masked_mean(-log_taken * (returns - targets[:, :-1]), mask)
+            entropy = masked_mean(-(log_policy.exp() * log_policy).sum(-1), mask)
+            critic_loss = masked_mean(self.values.cross_entropy(value_logits, returns), mask)
+            loss = actor_loss + critic_loss - self.entropy_weight * entropy
+        return {
+            "loss": loss,
+            "actor_loss": actor_loss.detach(),
+            "critic_loss": critic_loss.detach(),
+            "policy_entropy": entropy.detach(),
+            "imagined_return": masked_mean(returns, mask),
+            "imagined_reward": masked_mean(imagined.rewards, mask),
+            "imagined_steps": mask.float().sum(1).mean(),
+        }
+
+    @torch.no_grad()
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Move the target network, the CNN and the LSTM included, towards the network."""
+        for target, source in zip(self.target.parameters(), self.network.parameters(), strict=True):
+            target.lerp_(source, 1 - self.target_decay)
+
+    def configure_optimizers(self) -> Any:
+        """Adam; see `make_optimizer`."""
+        optimizer, schedule = make_optimizer(self, self.learning_rate, self.weight_decay, self.warmup_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

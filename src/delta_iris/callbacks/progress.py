@@ -1,0 +1,91 @@
+"""Progress: a bar for each phase on a terminal, a line for each phase elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar
+from tqdm import tqdm
+
+from delta_iris.callbacks.phases import PhaseCallback, Rollout
+
+__all__ = ["PhaseProgress"]
+
+UNITS = {"collect": "frames", "play": "episodes"}
+NAMES = {"collect": "collect", "play": "test episodes", "world_model": "world model"}
+
+
+class PhaseProgress(ProgressBar, PhaseCallback):
+    """Shows each phase with its rate and the time left, and keeps one line of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bar: tqdm[Any] | None = None
+        self._label = ""
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Show nothing (Lightning calls it on all processes but the first)."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Show progress again."""
+        self._enabled = True
+
+    def on_phase_start(self, trainer: L.Trainer, module: Any, phase: str, total: int, done: int) -> None:
+        """Open a bar."""
+        self._label = NAMES.get(phase, phase)
+        if trainer.state.fn == "fit":
+            width = len(str(trainer.max_epochs))
+            self._label = f"epoch {trainer.current_epoch + 1:>{width}}/{trainer.max_epochs}  {self._label}"
+        if self._enabled and sys.stderr.isatty():
+            self._bar = tqdm(
+                total=total,
+                initial=done,
+                desc=self._label,
+                unit=f" {UNITS.get(phase, 'steps')}",
+                dynamic_ncols=True,
+                leave=False,
+            )
+
+    def on_phase_progress(self, trainer: L.Trainer, module: Any, phase: str, count: int, frames: int) -> None:
+        """Advance the bar while playing."""
+        if self._bar is not None:
+            self._bar.update(count)
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Advance the bar while training."""
+        if self._bar is not None:
+            self._bar.update()
+            if module.phase_metrics:
+                self._bar.set_postfix_str(f"loss {module.phase_metrics['loss']:.4g}", refresh=False)
+
+    def on_phase_end(self, trainer: L.Trainer, module: Any, phase: str, outcome: Rollout | float) -> None:
+        """Replace the bar by a line."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        if not self._enabled:
+            return
+        if isinstance(outcome, Rollout):
+            told = f"{outcome.frames:>9,} frames {outcome.frames / outcome.seconds:>8,.0f} frames/s"
+            if outcome.episodes:
+                returns = [episode.return_ for episode in outcome.episodes]
+                told += f"  return {sum(returns) / len(returns):.2f} over {len(returns)} episodes"
+        else:
+            steps = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+            told = f"{steps:>9,} steps  {steps / outcome:>8,.1f} steps/s   loss {module.phase_metrics['loss']:.4g}"
+        print(f"{self._label:<28}{told}", flush=True)
+
+    def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
+        """Tell the held-out losses."""
+        if self._enabled and trainer.state.fn == "fit":
+            values = trainer.callback_metrics
+            told = (
+                f"reconstruction L2 {values['held_out/tokenizer_l2']:.5f} (copying the last frame "
+                f"{values['held_out/tokenizer_copy_l2']:.5f})  codebook {values['held_out/codebook_entropy']:.2f} bits  "
+                f"world model {values['held_out/world_model_loss']:.3f}"
+            )
+            print(f"{'':<20}held out  {told}", flush=True)

@@ -1,0 +1,39 @@
+"""What a configuration must fulfil as a whole, checked before anything is collected or overwritten."""
+
+from __future__ import annotations
+
+from delta_iris.data.datamodule import ReplayDataModule
+from delta_iris.errors import UserError
+from delta_iris.schedule import Schedule
+from delta_iris.system import PHASES, DeltaIris
+
+__all__ = ["check_configuration"]
+
+
+def check_configuration(system: DeltaIris, data: ReplayDataModule, schedule: Schedule) -> None:
+    """Check what no single module can.
+
+    Raises:
+        UserError: names the keys that do not go together, and the way out.
+    """
+    needed = system.agent.burn_in + 1 + system.agent.horizon
+    if data.window < needed:
+        raise UserError(
+            f"data.window {data.window} is too short for model.agent.init_args.burn_in {system.agent.burn_in} + 1 + "
+            f"horizon {system.agent.horizon} frames: set data.window to {needed}, or a shorter horizon"
+        )
+    if schedule.collection.frames_in(0) == 0:
+        raise UserError(
+            "loop.collection: the first epoch must collect, for there is nothing else to train on: set frames and "
+            "first_epoch_frames above 0 and last_epoch to at least 1"
+        )
+    for phase in PHASES:
+        plan = schedule.phase(phase)
+        for key, value in (("steps", plan.steps), ("first_epoch_steps", plan.steps_in(0))):
+            if value < 0:
+                raise UserError(f"loop.{phase}.{key} is {value}: give 0 or more")
+        if plan.batch_size < 1:
+            raise UserError(f"loop.{phase}.batch_size is {plan.batch_size}: give 1 or more")
+    for key in ("num_envs", "num_test_envs", "val_episodes", "test_episodes", "val_batches", "val_batch_size"):
+        if getattr(data, key) < 1:
+            raise UserError(f"data.{key} is {getattr(data, key)}: give 1 or more")

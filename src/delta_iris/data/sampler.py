@@ -1,0 +1,60 @@
+"""Which windows to train on: rarely drawn episodes first (spec §5; the authors' count-based priority)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+__all__ = ["WindowSampler"]
+
+
+class WindowSampler:
+    """Draws episodes with p ∝ (1 + times drawn)^−5, then a window of the episode uniformly.
+
+    Args:
+        length: steps of a window.
+        overhang_end: whether windows may reach beyond an episode's last step; they may always begin before its first.
+            Every window with at least one real step (or, without overhang, a real last step) is as likely.
+        seed: of the draws.
+        exponent: of the priority.
+    """
+
+    def __init__(self, length: int, overhang_end: bool, seed: int, exponent: float = 5.0) -> None:
+        self.length, self.overhang_end, self.exponent = length, overhang_end, exponent
+        self._counts = np.zeros(0, np.int64)
+        self._random = np.random.default_rng(seed)
+
+    def draw(self, lengths: NDArray[np.int64], batch_size: int, count: bool) -> list[tuple[int, int]]:
+        """Draw a batch of windows.
+
+        Args:
+            lengths: steps of each episode, (episodes,), each at least 1.
+            batch_size: number of windows.
+            count: whether these draws count against the episodes in later ones.
+
+        Returns:
+            episode and first step of each window; the first step may be negative.
+        """
+        if len(self._counts) < len(lengths):
+            self._counts = np.concatenate([self._counts, np.zeros(len(lengths) - len(self._counts), np.int64)])
+        # Relative to the least drawn episode, so that the weights never vanish together.
+        priority = 1.0 + self._counts
+        weights = (priority / priority.min()) ** -self.exponent
+        episodes = self._random.choice(len(lengths), batch_size, p=weights / weights.sum())
+        last = lengths[episodes] - (1 if self.overhang_end else self.length)
+        starts = self._random.integers(1 - self.length, last + 1)
+        if count:
+            np.add.at(self._counts, episodes, 1)
+        return list(zip(episodes.tolist(), starts.tolist(), strict=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counts and random state, as tensors and plain values."""
+        return {"counts": torch.from_numpy(self._counts.copy()), "random": self._random.bit_generator.state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        self._counts = state["counts"].numpy().copy()
+        self._random.bit_generator.state = state["random"]

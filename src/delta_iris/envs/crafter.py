@@ -1,0 +1,100 @@
+"""Crafter as a `gymnasium.Env` that replays: the same seed and actions give the same episode anywhere."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import crafter
+import gymnasium as gym
+import numpy as np
+from crafter.engine import World
+from numpy.typing import NDArray
+
+__all__ = ["ACHIEVEMENTS", "CrafterEnv"]
+
+Frame = NDArray[np.uint8]
+
+ACHIEVEMENTS: tuple[str, ...] = tuple(crafter.constants.achievements)
+"""Names of Crafter's 22 achievements."""
+
+
+class _InsertionOrderedSet(dict[Any, None]):
+    def add(self, item: Any) -> None:
+        self[item] = None
+
+    def remove(self, item: Any) -> None:
+        del self[item]
+
+
+class _OrderedWorld(World):  # type: ignore[misc]
+    """A world whose chunks remember the order in which creatures entered them.
+
+    Stock Crafter keeps them in sets and draws the creature that disappears by set order, which is the order of
+    addresses in memory: no two processes agree. Nothing else of the rules is touched.
+    """
+
+    def reset(self, seed: int | None = None) -> None:
+        super().reset(seed)
+        self._chunks = defaultdict(_InsertionOrderedSet)
+
+
+class CrafterEnv(gym.Env[Frame, np.int64]):
+    """The Crafter benchmark (Hafner, 2022): 17 actions, 22 achievements, RGB frames.
+
+    `info` holds `achievements` (how often each was done in this episode) and `inventory`, both dicts of ints.
+    An episode is `terminated` by death and `truncated` after `length` steps.
+
+    Args:
+        size: height and width of a frame, in pixels.
+        length: time limit of an episode, in steps.
+        render_mode: `"rgb_array"` or none; `render()` gives the latest frame again, and draws nothing from the
+            world's random numbers (at night Crafter's own renderer does, and would so change the episode).
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012  (gymnasium's own convention)
+
+    def __init__(self, size: int = 64, length: int = 10_000, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
+        self.observation_space = gym.spaces.Box(0, 255, (size, size, 3), np.uint8)
+        self.action_space = gym.spaces.Discrete(len(crafter.constants.actions))
+        self._env = crafter.Env(size=(size, size), length=length, seed=0)
+        # The views hold this very object, so its class is changed rather than the object replaced.
+        self._env._world.__class__ = _OrderedWorld
+        self._frame: Frame | None = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Frame, dict[str, Any]]:
+        """Start an episode in a new world, drawn from `seed` or, without one, from the seed given before."""
+        super().reset(seed=seed)
+        self._env._seed = int(self.np_random.integers(2**31 - 1))
+        self._env._episode = 0
+        self._frame = self._env.reset()
+        player = self._env._player
+        return self._frame, _info(player.achievements, player.inventory)
+
+    def step(self, action: np.int64 | int) -> tuple[Frame, float, bool, bool, dict[str, Any]]:
+        """Act once; see `gymnasium.Env.step`."""
+        frame, reward, done, info = self._env.step(int(action))
+        self._frame = frame
+        terminated = info["discount"] == 0
+        return (
+            frame,
+            float(reward),
+            terminated,
+            bool(done and not terminated),
+            _info(info["achievements"], info["inventory"]),
+        )
+
+    def render(self) -> Frame | None:  # type: ignore[override]
+        """Return the latest frame, (size, size, 3) uint8, or None where `render_mode` is None."""
+        if self.render_mode is None:
+            return None
+        if self._frame is None:
+            raise gym.error.ResetNeeded("call reset() before render()")
+        return self._frame.copy()
+
+
+def _info(achievements: dict[str, int], inventory: dict[str, int]) -> dict[str, Any]:
+    return {"achievements": dict(achievements), "inventory": dict(inventory)}

@@ -1,0 +1,136 @@
+"""The world model as an environment: reset from real frames, step by actions (paper §2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from delta_iris.agent import Agent, ImaginedWindow
+from delta_iris.data.window import Window, to_float
+from delta_iris.tokenizer import Tokenizer
+from delta_iris.world_model import WorldModel
+from delta_iris.world_model.dynamics import DynamicsCache
+
+__all__ = ["Imagination"]
+
+
+def sample(logits: Tensor) -> Tensor:
+    """Sample (…) indices from (…, N) logits, on the device, without waiting for it."""
+    # Gumbel's trick: torch.multinomial would check its argument on the host.
+    return (logits.float() - torch.empty_like(logits, dtype=torch.float32).exponential_().log_()).argmax(-1)
+
+
+class Imagination:
+    """B imagined trajectories, stepped together.
+
+    The caches of the dynamics and of the decoder hold at most a training window; when it is full they start anew from
+    the last `context` frames, so imagination may go on for ever.
+
+    Args:
+        tokenizer: encodes the real frames, paints the imagined ones.
+        world_model: predicts tokens, rewards and ends.
+        context: frames that the caches start anew from.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, world_model: WorldModel, context: int = 6) -> None:
+        self.tokenizer, self.world_model, self.context = tokenizer, world_model, context
+        self._frames: Tensor
+        self._actions: Tensor
+        self._tokens: Tensor
+        self._valid: Tensor
+        self._dynamics: DynamicsCache
+        self._decoder: Any
+
+    @torch.no_grad()
+    def reset(self, window: Window) -> Tensor:
+        """Start from real steps; their last frame is the first to act on (its recorded action is not used).
+
+        Args:
+            window: B windows of T ≥ 1 steps whose last frames are real.
+
+        Returns:
+            that frame, (B, 3, H, W) floats in [0, 1].
+        """
+        self._frames = to_float(window.frames)
+        self._actions, self._valid = window.actions[:, :-1], window.valid
+        self._tokens = self.tokenizer.encode(self._frames, window.actions, window.valid)
+        self._fill_caches()
+        return self._frames[:, -1]
+
+    def _fill_caches(self) -> None:
+        """Write the known past, all of it before the frame to act on, into fresh caches."""
+        past, valid = self._frames[:, :-1], self._valid[:, :-1]
+        self._dynamics = self.world_model.dynamics.start(past, self._actions, self._tokens, valid)
+        self._decoder = self.tokenizer.start_decoding(len(past))
+        if past.shape[1] > 0:
+            codes = self.tokenizer.quantizer.lookup(self._tokens)
+            transitions = valid & self._valid[:, 1:]
+            self.tokenizer.decode(past, self._actions, codes, transitions, self._decoder)
+
+    @torch.no_grad()
+    def step(self, actions: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Act, (B,) int64.
+
+        Args:
+            actions: (B,) int64.
+            tokens: (B, K) int64 to take for the transition's tokens; sampled where None.
+
+        Returns:
+            the next frame (B, 3, H, W) floats clamped to [0, 1], the reward (B,) and whether the episode ended (B,)
+            int64. What follows an end means nothing.
+        """
+        if self._frames.shape[1] > self.tokenizer.max_transitions:
+            self._forget()
+        dynamics, frame = self.world_model.dynamics, self._frames[:, -1]
+        token_logits, reward_logits, end_logits = dynamics.act(frame, actions, self._dynamics)
+        chosen: list[Tensor] = []
+        for k in range(self.tokenizer.tokens_per_frame):
+            if k > 0:
+                token_logits = dynamics.next_token(chosen[-1], self._dynamics)
+            chosen.append(sample(token_logits) if tokens is None else tokens[:, k])
+        dynamics.finish(chosen[-1], self._dynamics)
+        transition = torch.stack(chosen, dim=1)
+        painted = self.tokenizer.decode(
+            frame.unsqueeze(1),
+            actions.unsqueeze(1),
+            self.tokenizer.quantizer.lookup(transition).unsqueeze(1),
+            torch.ones_like(actions, dtype=torch.bool).unsqueeze(1),
+            self._decoder,
+        )
+        next_frame = painted[:, 0].float().clamp(0, 1)
+        self._frames = torch.cat([self._frames, next_frame.unsqueeze(1)], dim=1)
+        self._actions = torch.cat([self._actions, actions.unsqueeze(1)], dim=1)
+        self._tokens = torch.cat([self._tokens, transition.unsqueeze(1)], dim=1)
+        self._valid = torch.cat([self._valid, torch.ones_like(self._valid[:, :1])], dim=1)
+        return next_frame, self.world_model.rewards.mean(reward_logits), sample(end_logits)
+
+    def _forget(self) -> None:
+        keep = self.context
+        self._frames, self._valid = self._frames[:, -keep:], self._valid[:, -keep:]
+        self._actions, self._tokens = self._actions[:, 1 - keep :], self._tokens[:, 1 - keep :]
+        self._fill_caches()
+
+    @torch.no_grad()
+    def rollout(self, agent: Agent, window: Window) -> ImaginedWindow:
+        """Let the agent act for its horizon, starting from real windows of burn-in + 1 steps."""
+        frame = self.reset(window)
+        burn_in = self._frames[:, :-1]
+        with torch.autocast(frame.device.type, enabled=False):
+            state = agent.network.burn_in(burn_in, window.valid[:, :-1])
+        frames, actions, rewards, ends = [frame], [], [], []
+        for _ in range(agent.horizon):
+            action, state = agent.act(frame, state)
+            frame, reward, end = self.step(action)
+            frames.append(frame)
+            actions.append(action)
+            rewards.append(reward)
+            ends.append(end)
+        return ImaginedWindow(
+            torch.cat([burn_in, torch.stack(frames, 1)], 1),
+            window.valid[:, :-1],
+            torch.stack(actions, 1),
+            torch.stack(rewards, 1),
+            torch.stack(ends, 1),
+        )

@@ -1,0 +1,41 @@
+"""Success rates of achievements and the Crafter score, as a torchmetrics metric."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+__all__ = ["AchievementRates"]
+
+
+class AchievementRates(Metric):
+    """How many of the episodes unlocked each achievement.
+
+    The Crafter score is the geometric mean of the success rates s_i, in percent: exp(mean(ln(1 + s_i))) − 1
+    (Hafner, 2022).
+
+    Args:
+        names: of the achievements.
+    """
+
+    unlocked: Tensor
+    episodes: Tensor
+    higher_is_better = True
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.names = names
+        self.add_state("unlocked", default=torch.zeros(len(names)), dist_reduce_fx="sum")
+        self.add_state("episodes", default=torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, counts: dict[str, int]) -> None:
+        """Take an episode: how often each achievement was done in it."""
+        self.unlocked += torch.tensor([float(counts[name] > 0) for name in self.names], device=self.unlocked.device)
+        self.episodes += 1
+
+    def compute(self) -> dict[str, Tensor]:
+        """Success rate of each achievement, in percent; `score`; `objectives`, unlocked an episode on average."""
+        rates = 100 * self.unlocked / self.episodes.clamp(min=1)
+        values = dict(zip(self.names, rates.unbind(), strict=True))
+        return values | {"score": rates.log1p().mean().expm1(), "objectives": rates.sum() / 100}

@@ -1,0 +1,30 @@
+"""Means over the entries that count, equal on any number of processes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from delta_iris.nn.distributed import world_size
+
+__all__ = ["masked_mean"]
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `values` where `mask` is true, zero where it is true nowhere.
+
+    With several processes the denominator is the *average* count over them, so that averaging their results (and
+    their gradients, as data parallelism does) gives the mean over all their entries together: two ranks equal one.
+
+    Args:
+        values: (…) floats; what stands where `mask` is false is never read into the sum.
+        mask: (…) booleans of the same shape.
+    """
+    count = mask.sum().to(torch.float32)
+    if world_size() > 1:
+        dist.all_reduce(count)
+        count = count / world_size()
+    total = torch.where(mask, values.float(), 0.0).sum()
+    # The count may be a fraction below one (one entry on two ranks), so an empty mask cannot be met by a clamp to 1.
+    return total / torch.where(count > 0, count, 1.0)

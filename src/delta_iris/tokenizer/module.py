@@ -1,0 +1,148 @@
+"""What every tokenizer is: an autoencoder whose bottleneck is a few discrete tokens a transition (paper §2.1)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import lightning as L
+import torch
+from einops import rearrange, reduce
+from torch import Tensor
+
+from delta_iris.data.window import Window, to_float
+from delta_iris.nn.masked import masked_mean
+from delta_iris.nn.optimizer import make_optimizer
+from delta_iris.tokenizer.quantizer import VectorQuantizer
+
+__all__ = ["LossWeights", "Tokenizer"]
+
+LossWeights = dict[str, float]
+
+
+class Tokenizer(L.LightningModule):
+    """Encodes what changed between consecutive frames as `tokens_per_frame` tokens, and paints it back.
+
+    Subclasses give the two networks: `embed` and `decode`. Time runs over the T − 1 transitions of a window of T
+    frames: transition i leads from frame i to frame i + 1.
+
+    Args:
+        quantizer: the codebook.
+        tokens_per_frame: K, tokens a transition.
+        max_transitions: longest window that `embed` and `decode` accept, in transitions.
+        learning_rate, weight_decay, warmup_steps: of AdamW; warm-up in optimizer steps.
+        gradient_clip: largest gradient norm.
+        loss_weights: of the terms `l1`, `l2`, `max_pixel` and `commitment`.
+    """
+
+    def __init__(
+        self,
+        quantizer: VectorQuantizer,
+        tokens_per_frame: int,
+        max_transitions: int,
+        learning_rate: float,
+        weight_decay: float,
+        warmup_steps: int,
+        gradient_clip: float,
+        loss_weights: LossWeights,
+    ) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+        self.tokens_per_frame = tokens_per_frame
+        self.codebook_size = quantizer.codebook_size
+        self.max_transitions = max_transitions
+        self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
+        self.gradient_clip = gradient_clip
+        self.loss_weights = loss_weights
+
+    @abstractmethod
+    def embed(self, frames: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
+        """Continuous summaries of what changed in each transition, before quantization.
+
+        Args:
+            frames: (B, T, 3, H, W) floats in [0, 1].
+            actions: (B, T) int64.
+            valid: (B, T) bool, false for padding.
+
+        Returns:
+            (B, T − 1, K, code dimension); the i-th depends on nothing later than frame i + 1.
+        """
+
+    @abstractmethod
+    def decode(
+        self, frames: Tensor, actions: Tensor, codes: Tensor, valid: Tensor, cache: Any | None = None
+    ) -> Tensor:
+        """Paint the frame that each of n transitions leads to.
+
+        Args:
+            frames: (B, n, 3, H, W) floats in [0, 1]: the frame before each transition.
+            actions: (B, n) int64: the action taken there.
+            codes: (B, n, K, code dimension): codewords of the transition's tokens.
+            valid: (B, n) bool: whether the transition is real.
+            cache: from `start_decoding`; the transitions follow those decoded with it before.
+
+        Returns:
+            (B, n, 3, H, W), not clamped; the i-th depends on nothing later than the i-th transition.
+        """
+
+    @abstractmethod
+    def start_decoding(self, batch: int) -> Any:
+        """An empty cache for decoding `batch` windows a few transitions at a time."""
+
+    @torch.no_grad()
+    def encode(self, frames: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
+        """Tokens of each transition, (B, T − 1, K) int64; arguments as for `embed`, frames may be uint8."""
+        tokens, _ = self.quantizer(self.embed(to_float(frames), actions, valid))
+        return tokens
+
+    def reconstruct(self, window: Window) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Encode and decode a window, with the gradient passing straight through the codebook.
+
+        Returns:
+            frames (B, T − 1, 3, H, W) not clamped, tokens (B, T − 1, K), latents on the unit sphere and commitment
+            errors (both (B, T − 1, K, code dimension)).
+        """
+        frames = to_float(window.frames)
+        tokens, unit = self.quantizer(self.embed(frames, window.actions, window.valid))
+        codes, commitment = self.quantizer.straight_through(unit, tokens)
+        painted = self.decode(frames[:, :-1], window.actions[:, :-1], codes, window.transitions)
+        return painted, tokens, unit, commitment
+
+    def training_step(self, window: Window, batch_idx: int = 0) -> dict[str, Tensor]:
+        """One step's losses, and the codebook's update. `loss` is the weighted sum (paper §2.1)."""
+        painted, tokens, unit, commitment = self.reconstruct(window)
+        mask = window.transitions
+        error = painted.float() - to_float(window.frames[:, 1:])
+        terms = {
+            "l1": masked_mean(reduce(error.abs(), "b t c h w -> b t", "mean"), mask),
+            "l2": masked_mean(reduce(error.square(), "b t c h w -> b t", "mean"), mask),
+            "max_pixel": masked_mean(reduce(error.square(), "b t c h w -> b t", "max"), mask),
+            "commitment": masked_mean(reduce(commitment, "b t k d -> b t", "mean"), mask),
+        }
+        loss = torch.stack([weight * terms[name] for name, weight in self.loss_weights.items()]).sum()
+        token_mask = mask.unsqueeze(-1).expand_as(tokens).flatten()
+        codebook = self.quantizer.update(
+            rearrange(unit.detach(), "b t k d -> (b t k) d"), tokens.flatten(), token_mask
+        )
+        return {"loss": loss} | {name: term.detach() for name, term in terms.items()} | codebook
+
+    @torch.no_grad()
+    def evaluate(self, window: Window) -> dict[str, Tensor]:
+        """Held-out errors of a window: `l1`, `l2` of the frames as shown (clamped), `copy_l2` of copying the last
+        frame, and `code_counts` (N,), how often each codeword was chosen."""
+        painted, tokens, _, _ = self.reconstruct(window)
+        frames, mask = to_float(window.frames), window.transitions
+        error = painted.float().clamp(0, 1) - frames[:, 1:]
+        copied = frames[:, :-1] - frames[:, 1:]
+        chosen = mask.unsqueeze(-1).expand_as(tokens).flatten().float()
+        return {
+            "l1": masked_mean(reduce(error.abs(), "b t c h w -> b t", "mean"), mask),
+            "l2": masked_mean(reduce(error.square(), "b t c h w -> b t", "mean"), mask),
+            "copy_l2": masked_mean(reduce(copied.square(), "b t c h w -> b t", "mean"), mask),
+            "code_counts": chosen.new_zeros(self.codebook_size).index_add_(0, tokens.flatten(), chosen),
+        }
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with warm-up; see `make_optimizer`."""
+        optimizer, schedule = make_optimizer(self, self.learning_rate, self.weight_decay, self.warmup_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

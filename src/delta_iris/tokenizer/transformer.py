@@ -1,0 +1,328 @@
+"""The paper's tokenizer: Transformers over the whole trajectory, pooling in, upsampling out (paper §2.1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange, reduce, repeat
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from delta_iris.errors import UserError
+from delta_iris.nn.conv import FrameEncoder
+from delta_iris.nn.transformer import KVCache, Transformer, block_mask, init_weights
+from delta_iris.tokenizer.module import LossWeights, Tokenizer
+from delta_iris.tokenizer.quantizer import VectorQuantizer
+
+__all__ = ["DecoderCache", "TransformerTokenizer", "pooled_grids"]
+
+Grid = tuple[int, int]
+
+
+def pooled_grids(frame_size: Grid, patch_size: int, tokens_per_frame: int, groups: int) -> list[Grid]:
+    """Patch grids from the finest to the one of `tokens_per_frame`, halved once between groups of layers.
+
+    Raises:
+        UserError: where 2×2 pooling cannot lead from the patches to the tokens, or the number of layer groups is
+            not one more than the number of poolings.
+    """
+    height, width = frame_size
+    if height % patch_size or width % patch_size:
+        raise UserError(
+            f"model.tokenizer.init_args.patch_size {patch_size} does not divide data.frame_size {height}×{width}: "
+            f"choose one of {[p for p in range(1, min(frame_size) + 1) if height % p == width % p == 0]}"
+        )
+    grids = [(height // patch_size, width // patch_size)]
+    while math.prod(grids[-1]) > tokens_per_frame and all(side % 2 == 0 for side in grids[-1]):
+        grids.append((grids[-1][0] // 2, grids[-1][1] // 2))
+    if math.prod(grids[-1]) != tokens_per_frame:
+        reachable = [math.prod(grids[0]) // 4**i for i in range(len(grids) + 1)]
+        reachable = [n for i, n in enumerate(reachable) if all(side % 2**i == 0 for side in grids[0])]
+        raise UserError(
+            f"model.tokenizer.init_args.tokens_per_frame {tokens_per_frame} cannot be reached by 2×2 pooling from a "
+            f"{grids[0][0]}×{grids[0][1]} grid of patches: choose one of {reachable}, or another patch_size"
+        )
+    if groups != len(grids):
+        raise UserError(
+            f"model.tokenizer.init_args.encoder_layers and decoder_layers need {len(grids)} entries each, one a group "
+            f"of layers: {' → '.join(f'{h}×{w}' for h, w in grids)} takes {len(grids) - 1} poolings; got {groups}"
+        )
+    return grids
+
+
+def _to_patches(frames: Tensor, size: int) -> Tensor:
+    return rearrange(frames, "b t c (h p) (w q) -> b t (h w) (c p q)", p=size, q=size)
+
+
+def _scaled(frames: Tensor) -> Tensor:
+    """Pixels from [0, 1] to [−2, 2], about unit variance, so that what is seen outweighs the position embeddings."""
+    return (frames - 0.5) * 4
+
+
+def _patch_embedding(patch_size: int, dim: int) -> nn.Linear:
+    """Linear layer that gives unit-variance pixels unit variance: std 1/√(pixels of a patch) (1/√192 for 8×8)."""
+    layer = nn.Linear(3 * patch_size**2, dim)
+    nn.init.normal_(layer.weight, std=1 / math.sqrt(layer.in_features))
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _positions(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(shape) * 0.02)
+
+
+class _Encoder(nn.Module):
+    """Block t is [a_{t−1}, patches of x_t]; a token sees its whole block and all earlier ones."""
+
+    def __init__(
+        self,
+        grids: list[Grid],
+        patch_size: int,
+        num_actions: int,
+        max_frames: int,
+        dim: int,
+        layers: Sequence[int],
+        heads: int,
+        code_dim: int,
+        difference: bool,
+    ) -> None:
+        super().__init__()
+        self.grids, self.patch_size, self.difference = grids, patch_size, difference
+        self.no_action = num_actions
+        self.patch = _patch_embedding(patch_size, dim)
+        self.action = nn.Embedding(num_actions + 1, dim)
+        init_weights(self.action)
+        self.within = _positions(1 + math.prod(grids[0]), dim)
+        self.time = _positions(max_frames, 1, dim)
+        self.groups = nn.ModuleList(Transformer(dim, n, heads, depth=sum(layers)) for n in layers)
+        self.project = nn.Linear(dim, code_dim)
+        nn.init.normal_(self.project.weight, std=1 / math.sqrt(dim))
+        nn.init.zeros_(self.project.bias)
+
+    def forward(self, frames: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
+        length = frames.shape[1]
+        # The first real frame of a window has no action before it, whatever the padding in front of it holds.
+        known = F.pad(valid[:, :-1], (1, 0))
+        previous = torch.where(known, F.pad(actions[:, :-1], (1, 0)), self.no_action)
+        patches = self.patch(_to_patches(_scaled(frames), self.patch_size))
+        x = torch.cat([self.action(previous).unsqueeze(2), patches], dim=2) + self.within + self.time[:length]
+        for index, group in enumerate(self.groups):
+            if index > 0:
+                x = self._pool(x, self.grids[index - 1])
+            block = x.shape[2]
+            x = group(rearrange(x, "b t n d -> b (t n) d"), block_mask(valid, block, within="block"))
+            x = rearrange(x, "b (t n) d -> b t n d", n=block)
+        summary = x[:, :, 1:]
+        # The literal Δ: what is quantized is what changed between the summaries of consecutive frames.
+        change = summary[:, 1:] - summary[:, :-1] if self.difference else summary[:, 1:]
+        return self.project(F.layer_norm(change, change.shape[-1:]))
+
+    @staticmethod
+    def _pool(x: Tensor, grid: Grid) -> Tensor:
+        """Average patch tokens over 2×2 cells of `grid`; the action token passes."""
+        pooled = reduce(
+            x[:, :, 1:], "b t (h i w j) d -> b t (h w) d", "mean", h=grid[0] // 2, i=2, w=grid[1] // 2, j=2
+        )
+        return torch.cat([x[:, :, :1], pooled], dim=2)
+
+
+@dataclass
+class DecoderCache:
+    """What decoding remembers of the transitions so far: a key-value cache a group of layers, and which are real."""
+
+    groups: list[KVCache]
+    valid: Tensor
+    length: int = 0
+
+
+class _Decoder(nn.Module):
+    """Block i is [f(x_i), a_i, tokens of the transition to x_{i+1}]; its outputs are the patches of x_{i+1}."""
+
+    def __init__(
+        self,
+        grids: list[Grid],
+        patch_size: int,
+        num_actions: int,
+        max_transitions: int,
+        dim: int,
+        layers: Sequence[int],
+        heads: int,
+        code_dim: int,
+        frame_encoder: FrameEncoder,
+        previous_patches: bool,
+        residual: bool,
+    ) -> None:
+        super().__init__()
+        self.grids, self.patch_size, self.residual = grids[::-1], patch_size, residual
+        self.max_transitions = max_transitions
+        self.frame = nn.Sequential(frame_encoder, nn.Linear(frame_encoder.num_features, dim), nn.LayerNorm(dim))
+        self.action = nn.Embedding(num_actions, dim)
+        init_weights(self.action)
+        self.code = nn.Linear(code_dim, dim)
+        self.within = _positions(2 + math.prod(self.grids[0]), dim)
+        self.time = _positions(max_transitions, 1, dim)
+        # Each copy of an upsampled token gets its own position.
+        self.copies = nn.ParameterList(_positions(math.prod(grid), dim) for grid in self.grids[1:])
+        self.groups = nn.ModuleList(Transformer(dim, n, heads, depth=sum(layers)) for n in layers)
+        self.previous = _patch_embedding(patch_size, dim) if previous_patches else None
+        self.norm = nn.LayerNorm(dim)
+        self.paint = nn.Linear(dim, 3 * patch_size**2)
+        nn.init.normal_(self.paint.weight, std=0.02)
+        nn.init.zeros_(self.paint.bias)
+
+    def make_cache(self, batch: int) -> DecoderCache:
+        device = self.within.device
+        groups = [
+            group.make_cache(batch, self.max_transitions * (2 + math.prod(grid)), device)
+            for group, grid in zip(self.groups, self.grids, strict=True)
+            if isinstance(group, Transformer)
+        ]
+        return DecoderCache(groups, torch.zeros(batch, self.max_transitions, dtype=torch.bool, device=device))
+
+    def forward(
+        self, frames: Tensor, actions: Tensor, codes: Tensor, valid: Tensor, cache: DecoderCache | None
+    ) -> Tensor:
+        length = frames.shape[1]
+        first = 0 if cache is None else cache.length
+        if cache is not None:
+            cache.valid[:, first : first + length] = valid
+            cache.length += length
+            valid = cache.valid[:, : cache.length]
+        vectors = rearrange(self.frame(rearrange(frames, "b t c h w -> (b t) c h w")), "(b t) d -> b t 1 d", t=length)
+        x = torch.cat([vectors, self.action(actions).unsqueeze(2), self.code(codes)], dim=2)
+        x = x + self.within + self.time[first : first + length]
+        for index, group in enumerate(self.groups):
+            if index > 0:
+                x = self._upsample(x, index)
+            if index == len(self.groups) - 1 and self.previous is not None:
+                seen = self.previous(_to_patches(_scaled(frames), self.patch_size))
+                x = torch.cat([x[:, :, :2], x[:, :, 2:] + seen], dim=2)
+            block = x.shape[2]
+            mask = block_mask(valid, block, within="block", first=first * block)
+            kv = None if cache is None else cache.groups[index]
+            x = rearrange(group(rearrange(x, "b t n d -> b (t n) d"), mask, kv), "b (t n) d -> b t n d", n=block)
+        rows, columns = self.grids[-1]
+        size = self.patch_size
+        painted = rearrange(
+            self.paint(self.norm(x[:, :, 2:])),
+            "b t (h w) (c p q) -> b t c (h p) (w q)",
+            h=rows,
+            w=columns,
+            p=size,
+            q=size,
+        )
+        return frames + painted if self.residual else painted
+
+    def _upsample(self, x: Tensor, index: int) -> Tensor:
+        """Make each token of the grid before `index` 2×2; the frame vector and the action pass."""
+        rows, columns = self.grids[index - 1]
+        finer = repeat(x[:, :, 2:], "b t (h w) d -> b t (h i w j) d", h=rows, w=columns, i=2, j=2)
+        return torch.cat([x[:, :, :2], finer + self.copies[index - 1]], dim=2)
+
+
+class TransformerTokenizer(Tokenizer):
+    """The paper's discrete autoencoder, with the literal Δ by default.
+
+    Three arguments give the paper's letter where they are false: `difference` (quantize the difference of the pooled
+    summaries of consecutive frames instead of the summaries), `previous_patches` (the decoder's last group sees the
+    previous frame's own patches) and `residual` (what is painted is added to the previous frame).
+
+    Args:
+        frame_size: height and width of a frame, in pixels.
+        num_actions: number of actions A.
+        window: longest window, in frames.
+        tokens_per_frame: K, tokens a transition.
+        codebook_size: number of codewords N.
+        code_dim: dimension of a codeword.
+        patch_size: side of a patch, in pixels.
+        dim: width of both Transformers.
+        heads: attention heads of both.
+        encoder_layers: layers of each group, from the patches to the tokens; 2×2 average pooling between groups.
+        decoder_layers: layers of each group, from the tokens to the patches; 2×2 upsampling between groups.
+        frame_channels: channels of the CNN that gives the decoder one vector a frame.
+        frame_multipliers, frame_halvings: its blocks; see `FrameEncoder`.
+        difference, previous_patches, residual: see above.
+        learning_rate, weight_decay, warmup_steps, gradient_clip: of the optimizer.
+        loss_weights: weights of the terms of the loss.
+
+    Raises:
+        UserError: where patches, pooling and tokens do not fit together.
+    """
+
+    def __init__(
+        self,
+        frame_size: tuple[int, int],
+        num_actions: int,
+        window: int,
+        tokens_per_frame: int = 4,
+        codebook_size: int = 1024,
+        code_dim: int = 64,
+        patch_size: int = 8,
+        dim: int = 512,
+        heads: int = 8,
+        encoder_layers: Sequence[int] = (3, 3, 3),
+        decoder_layers: Sequence[int] = (3, 3, 3),
+        frame_channels: int = 32,
+        frame_multipliers: Sequence[int] = (1, 1, 2, 2, 4),
+        frame_halvings: Sequence[int] = (1, 3, 4),
+        difference: bool = True,
+        previous_patches: bool = True,
+        residual: bool = True,
+        learning_rate: float = 3e-4,
+        weight_decay: float = 0.01,
+        warmup_steps: int = 200,
+        gradient_clip: float = 10.0,
+        loss_weights: LossWeights | None = None,
+    ) -> None:
+        super().__init__(
+            VectorQuantizer(codebook_size, code_dim),
+            tokens_per_frame,
+            window - 1,
+            learning_rate,
+            weight_decay,
+            warmup_steps,
+            gradient_clip,
+            loss_weights or {"l1": 0.1, "l2": 1.0, "max_pixel": 0.01, "commitment": 0.02},
+        )
+        if len(encoder_layers) != len(decoder_layers):
+            raise UserError(
+                f"model.tokenizer.init_args.encoder_layers has {len(encoder_layers)} groups and decoder_layers "
+                f"{len(decoder_layers)}: give both the same number"
+            )
+        if dim % heads:
+            raise UserError(f"model.tokenizer.init_args.dim {dim} is not a multiple of heads {heads}: change either")
+        grids = pooled_grids(frame_size, patch_size, tokens_per_frame, len(encoder_layers))
+        self.encoder = _Encoder(
+            grids, patch_size, num_actions, window, dim, encoder_layers, heads, code_dim, difference
+        )
+        frame_encoder = FrameEncoder(frame_size, frame_channels, frame_multipliers, frame_halvings)
+        self.decoder = _Decoder(
+            grids,
+            patch_size,
+            num_actions,
+            window - 1,
+            dim,
+            decoder_layers,
+            heads,
+            code_dim,
+            frame_encoder,
+            previous_patches,
+            residual,
+        )
+
+    def embed(self, frames: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
+        """See `Tokenizer.embed`."""
+        return self.encoder(frames, actions, valid)
+
+    def decode(
+        self, frames: Tensor, actions: Tensor, codes: Tensor, valid: Tensor, cache: DecoderCache | None = None
+    ) -> Tensor:
+        """See `Tokenizer.decode`."""
+        return self.decoder(frames, actions, codes, valid, cache)
+
+    def start_decoding(self, batch: int) -> DecoderCache:
+        """See `Tokenizer.start_decoding`."""
+        return self.decoder.make_cache(batch)

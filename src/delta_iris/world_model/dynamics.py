@@ -1,0 +1,160 @@
+"""The GPT-style network of the world model (paper §2.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from delta_iris.nn.conv import FrameEncoder
+from delta_iris.nn.transformer import KVCache, Transformer, block_mask, init_weights
+
+__all__ = ["Dynamics", "DynamicsCache", "Predictions"]
+
+
+class Predictions(NamedTuple):
+    """Logits: of the next tokens (B, T, K, N), of the reward's bins (B, T, bins), of no end and end (B, T, 2)."""
+
+    tokens: Tensor
+    rewards: Tensor
+    ends: Tensor
+
+
+@dataclass
+class DynamicsCache:
+    """What stepping remembers: keys and values, which blocks are real, and the last token, not yet written."""
+
+    kv: KVCache
+    valid: Tensor
+    pending: Tensor | None = None
+
+
+class Dynamics(nn.Module):
+    """A causal Transformer over blocks `[f(x_t), a_t, z¹_{t+1} … z^K_{t+1}]`.
+
+    Args:
+        frame_encoder: the CNN f.
+        num_actions: number of actions A.
+        tokens_per_frame: K.
+        codebook_size: N.
+        max_blocks: longest window, in blocks.
+        dim, layers, heads: of the Transformer.
+        num_reward_bins: bins of the reward's distribution.
+    """
+
+    def __init__(
+        self,
+        frame_encoder: FrameEncoder,
+        num_actions: int,
+        tokens_per_frame: int,
+        codebook_size: int,
+        max_blocks: int,
+        dim: int,
+        layers: int,
+        heads: int,
+        num_reward_bins: int,
+    ) -> None:
+        super().__init__()
+        self.tokens_per_frame, self.max_blocks = tokens_per_frame, max_blocks
+        self.block_size = 2 + tokens_per_frame
+        self.frame = nn.Sequential(frame_encoder, nn.Linear(frame_encoder.num_features, dim), nn.LayerNorm(dim))
+        self.action = nn.Embedding(num_actions, dim)
+        self.token = nn.Embedding(codebook_size, dim)
+        self.within = nn.Parameter(torch.randn(self.block_size, dim) * 0.02)
+        self.time = nn.Parameter(torch.randn(max_blocks, 1, dim) * 0.02)
+        self.transformer = Transformer(dim, layers, heads)
+        self.norm = nn.LayerNorm(dim)
+        self.token_head = nn.Linear(dim, codebook_size)
+        self.reward_head = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, num_reward_bins))
+        self.end_head = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 2))
+        for module in (self.action, self.token, self.token_head):
+            module.apply(init_weights)
+        # Rewards start at exactly zero (DreamerV3): the agent is not taught by the noise of an untrained head.
+        last = self.reward_head[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def _embed_frames(self, frames: Tensor) -> Tensor:
+        return rearrange(self.frame(rearrange(frames, "b t c h w -> (b t) c h w")), "(b t) d -> b t d", b=len(frames))
+
+    def _embed(self, frames: Tensor, actions: Tensor, tokens: Tensor, first: int = 0) -> Tensor:
+        """Embeddings of whole blocks `first`…, (B, T · block, d)."""
+        x = torch.cat(
+            [self._embed_frames(frames).unsqueeze(2), self.action(actions).unsqueeze(2), self.token(tokens)], dim=2
+        )
+        x = x + self.within + self.time[first : first + x.shape[1]]
+        return rearrange(x, "b t n d -> b (t n) d")
+
+    def _predict(self, hidden: Tensor) -> Predictions:
+        """Read the heads off the outputs of whole blocks, (B, T, block, d)."""
+        hidden = self.norm(hidden)
+        at_action = hidden[:, :, 1]
+        return Predictions(self.token_head(hidden[:, :, 1:-1]), self.reward_head(at_action), self.end_head(at_action))
+
+    def forward(self, frames: Tensor, actions: Tensor, tokens: Tensor, valid: Tensor) -> Predictions:
+        """Predict every step of a window from what came before it.
+
+        Args:
+            frames: (B, T, 3, H, W) floats in [0, 1].
+            actions: (B, T) int64.
+            tokens: (B, T, K) int64: of the transition that each action leads to.
+            valid: (B, T) bool, false for padding.
+
+        Returns:
+            predictions at each step: token k sees the step's frame, action and the tokens before it; reward and end
+            see its frame and action.
+        """
+        x = self._embed(frames, actions, tokens)
+        hidden = self.transformer(x, block_mask(valid, self.block_size, within="token"))
+        return self._predict(rearrange(hidden, "b (t n) d -> b t n d", n=self.block_size))
+
+    def start(self, frames: Tensor, actions: Tensor, tokens: Tensor, valid: Tensor) -> DynamicsCache:
+        """A cache that holds a first few whole blocks; arguments as for `forward`, T may be zero."""
+        batch, length = actions.shape
+        cache = DynamicsCache(
+            self.transformer.make_cache(batch, self.max_blocks * self.block_size, actions.device),
+            torch.ones(batch, self.max_blocks, dtype=torch.bool, device=actions.device),
+        )
+        cache.valid[:, :length] = valid
+        if length > 0:
+            x = self._embed(frames, actions, tokens)
+            self.transformer(x, block_mask(valid, self.block_size, within="token"), cache.kv)
+        return cache
+
+    def act(self, frames: Tensor, actions: Tensor, cache: DynamicsCache) -> tuple[Tensor, Tensor, Tensor]:
+        """Begin the next block: what happens after taking `actions` (B,) at `frames` (B, 3, H, W)?
+
+        Returns:
+            logits of the first token (B, N), of the reward's bins (B, bins) and of the end (B, 2).
+        """
+        pending = 0 if cache.pending is None else 1
+        block = (cache.kv.length + pending) // self.block_size
+        x = torch.stack([self._embed_frames(frames.unsqueeze(1)).squeeze(1), self.action(actions)], dim=1)
+        x = x + self.within[:2] + self.time[block]
+        if cache.pending is not None:
+            x = torch.cat([cache.pending, x], dim=1)
+            cache.pending = None
+        hidden = self._step(x, cache)
+        return self.token_head(hidden), self.reward_head(hidden), self.end_head(hidden)
+
+    def next_token(self, tokens: Tensor, cache: DynamicsCache) -> Tensor:
+        """Take token k of the block under way, (B,); return the logits of token k + 1, (B, N)."""
+        return self.token_head(self._step(self._embed_token(tokens, cache), cache))
+
+    def finish(self, tokens: Tensor, cache: DynamicsCache) -> None:
+        """Take a block's last token, (B,). It is written together with the next block's beginning: a pass less."""
+        cache.pending = self._embed_token(tokens, cache)
+
+    def _embed_token(self, tokens: Tensor, cache: DynamicsCache) -> Tensor:
+        block, position = divmod(cache.kv.length, self.block_size)
+        return (self.token(tokens) + self.within[position] + self.time[block]).unsqueeze(1)
+
+    def _step(self, x: Tensor, cache: DynamicsCache) -> Tensor:
+        """Append (B, n, d) embeddings; return the normalized output of the last, (B, d)."""
+        first = cache.kv.length
+        mask = block_mask(cache.valid, self.block_size, within="token", first=first, last=first + x.shape[1])
+        return self.norm(self.transformer(x, mask, cache.kv)[:, -1])

@@ -1,0 +1,119 @@
+"""The world model as a LightningModule: next tokens, rewards and ends by cross-entropy (paper §2.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.nn import functional as F
+
+from delta_iris.data.window import Window, to_float
+from delta_iris.errors import UserError
+from delta_iris.nn.conv import FrameEncoder
+from delta_iris.nn.masked import masked_mean
+from delta_iris.nn.optimizer import make_optimizer
+from delta_iris.nn.symlog import SymlogTwoHot
+from delta_iris.world_model.dynamics import Dynamics, Predictions
+
+__all__ = ["WorldModel"]
+
+
+class WorldModel(L.LightningModule):
+    """Learns the dynamics of token sequences; the tokens come from a tokenizer that it does not know.
+
+    Args:
+        frame_size: height and width of a frame, in pixels.
+        num_actions: number of actions A.
+        window: longest window, in frames (= blocks).
+        tokens_per_frame: K, tokens a transition.
+        codebook_size: number of codewords N.
+        dim, layers, heads: of the Transformer.
+        frame_channels, frame_multipliers, frame_halvings: of the frame CNN; see `FrameEncoder`.
+        num_reward_bins: bins of the reward's two-hot distribution, on symlog [−20, 20].
+        learning_rate, weight_decay, warmup_steps, gradient_clip: of the optimizer.
+
+    Raises:
+        UserError: where sizes do not fit together.
+    """
+
+    def __init__(
+        self,
+        frame_size: tuple[int, int],
+        num_actions: int,
+        window: int,
+        tokens_per_frame: int,
+        codebook_size: int,
+        dim: int = 640,
+        layers: int = 10,
+        heads: int = 10,
+        frame_channels: int = 32,
+        frame_multipliers: Sequence[int] = (1, 1, 2, 2, 4),
+        frame_halvings: Sequence[int] = (1, 3, 4),
+        num_reward_bins: int = 255,
+        learning_rate: float = 1e-4,
+        weight_decay: float = 0.01,
+        warmup_steps: int = 0,
+        gradient_clip: float = 10.0,
+    ) -> None:
+        super().__init__()
+        if dim % heads:
+            raise UserError(f"model.world_model.init_args.dim {dim} is not a multiple of heads {heads}: change either")
+        self.tokens_per_frame = tokens_per_frame
+        self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
+        self.gradient_clip = gradient_clip
+        self.rewards = SymlogTwoHot(num_reward_bins)
+        frame_encoder = FrameEncoder(frame_size, frame_channels, frame_multipliers, frame_halvings)
+        self.dynamics = Dynamics(
+            frame_encoder, num_actions, tokens_per_frame, codebook_size, window, dim, layers, heads, num_reward_bins
+        )
+
+    def predict(self, window: Window, tokens: Tensor) -> Predictions:
+        """Predictions of each step of a window.
+
+        Args:
+            window: B windows of T steps.
+            tokens: (B, T − 1, K) of its transitions.
+        """
+        # The last block has no tokens within the window: what stands there is behind everything that is scored.
+        padded = F.pad(tokens, (0, 0, 0, 1))
+        return self.dynamics(to_float(window.frames), window.actions, padded, window.valid)
+
+    def losses(self, window: Window, tokens: Tensor) -> dict[str, Tensor]:
+        """Cross-entropies in nats of tokens, rewards and ends, and `token_accuracy`; see `training_step`."""
+        predictions = self.predict(window, tokens)
+        logits = predictions.tokens[:, :-1].float()
+        token_loss = F.cross_entropy(rearrange(logits, "b t k n -> (b t k) n"), tokens.flatten(), reduction="none")
+        end_loss = F.cross_entropy(predictions.ends.float().flatten(0, 1), window.ends.flatten(), reduction="none")
+        token_mask = window.transitions.unsqueeze(-1).expand_as(tokens)
+        return {
+            "token_loss": masked_mean(token_loss.view_as(tokens), token_mask),
+            "reward_loss": masked_mean(
+                self.rewards.cross_entropy(predictions.rewards, window.rewards), window.valid
+            ),
+            "end_loss": masked_mean(end_loss.view_as(window.ends), window.valid),
+            "token_accuracy": masked_mean((logits.detach().argmax(-1) == tokens).float(), token_mask),
+        }
+
+    def training_step(self, batch: tuple[Window, Tensor], batch_idx: int = 0) -> dict[str, Tensor]:
+        """One step's losses; `batch` is a window of T steps and the tokens (B, T − 1, K) of its transitions.
+
+        T − 1 token targets (both frames of a transition are real), T reward and end targets.
+        """
+        terms = self.losses(*batch)
+        loss = terms["token_loss"] + terms["reward_loss"] + terms["end_loss"]
+        return {"loss": loss} | {name: term.detach() for name, term in terms.items()}
+
+    @torch.no_grad()
+    def evaluate(self, window: Window, tokens: Tensor) -> dict[str, Tensor]:
+        """Held-out losses of a window, `loss` their sum."""
+        terms = self.losses(window, tokens)
+        return {"loss": terms["token_loss"] + terms["reward_loss"] + terms["end_loss"]} | terms
+
+    def configure_optimizers(self) -> Any:
+        """AdamW; see `make_optimizer`."""
+        optimizer, schedule = make_optimizer(self, self.learning_rate, self.weight_decay, self.warmup_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
