@@ -24,7 +24,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from delta_iris.callbacks.phases import PhaseCallback, Rollout
+from delta_iris.callbacks.phases import PhaseCallback, Rollout, Training
 from delta_iris.data.collector import Episode
 from delta_iris.data.datamodule import ReplayDataModule
 from delta_iris.nn.distributed import gather_objects
@@ -265,7 +265,7 @@ class CollectTrainLoop(_FitLoop):
         if self.epoch_loop.batch_progress.current.completed == steps:
             self._in_phase = False
             data.end_phase()
-            _tell(trainer, "on_phase_end", phase, time.monotonic() - started)
+            _tell(trainer, "on_phase_end", phase, Training(steps - done, time.monotonic() - started))
 
     def _validate(self) -> None:
         self.trainer.validating = True

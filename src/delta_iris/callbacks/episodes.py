@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning as L
 
-from delta_iris.callbacks.phases import PhaseCallback, Rollout
+from delta_iris.callbacks.phases import PhaseCallback, Rollout, Training
 from delta_iris.checkpoint import run_folder
 from delta_iris.evaluation import Evaluation, evaluate_episodes
 
@@ -27,7 +27,7 @@ class EpisodeStatistics(PhaseCallback):
     def __init__(self, path: str | None = None) -> None:
         self.path = path
 
-    def on_phase_end(self, trainer: L.Trainer, module: Any, phase: str, outcome: Rollout | float) -> None:
+    def on_phase_end(self, trainer: L.Trainer, module: Any, phase: str, outcome: Rollout | Training) -> None:
         """Log a rollout."""
         if not isinstance(outcome, Rollout) or not trainer.is_global_zero:
             return

@@ -9,7 +9,7 @@ import lightning as L
 
 from delta_iris.data.collector import Episode
 
-__all__ = ["PhaseCallback", "Rollout"]
+__all__ = ["PhaseCallback", "Rollout", "Training"]
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,14 @@ class Rollout:
 
     episodes: list[Episode]
     frames: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training phase took: steps since it began or was resumed, and their seconds."""
+
+    steps: int
     seconds: float
 
 
@@ -34,5 +42,5 @@ class PhaseCallback(L.Callback):
     def on_phase_progress(self, trainer: L.Trainer, module: Any, phase: str, count: int, frames: int) -> None:
         """Playing made a step: `count` more of what the phase counts, `frames` more frames of this process."""
 
-    def on_phase_end(self, trainer: L.Trainer, module: Any, phase: str, outcome: Rollout | float) -> None:
-        """A phase is through: a `Rollout` where it was playing, else its seconds."""
+    def on_phase_end(self, trainer: L.Trainer, module: Any, phase: str, outcome: Rollout | Training) -> None:
+        """A phase is through."""

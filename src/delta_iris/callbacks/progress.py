@@ -9,7 +9,7 @@ import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
-from delta_iris.callbacks.phases import PhaseCallback, Rollout
+from delta_iris.callbacks.phases import PhaseCallback, Rollout, Training
 
 __all__ = ["PhaseProgress"]
 
@@ -62,7 +62,7 @@ class PhaseProgress(ProgressBar, PhaseCallback):
             if module.phase_metrics:
                 self._bar.set_postfix_str(f"loss {module.phase_metrics['loss']:.4g}", refresh=False)
 
-    def on_phase_end(self, trainer: L.Trainer, module: Any, phase: str, outcome: Rollout | float) -> None:
+    def on_phase_end(self, trainer: L.Trainer, module: Any, phase: str, outcome: Rollout | Training) -> None:
         """Replace the bar by a line."""
         if self._bar is not None:
             self._bar.close()
@@ -75,8 +75,10 @@ class PhaseProgress(ProgressBar, PhaseCallback):
                 returns = [episode.return_ for episode in outcome.episodes]
                 told += f"  return {sum(returns) / len(returns):.2f} over {len(returns)} episodes"
         else:
-            steps = trainer.fit_loop.epoch_loop.batch_progress.current.completed
-            told = f"{steps:>9,} steps  {steps / outcome:>8,.1f} steps/s   loss {module.phase_metrics['loss']:.4g}"
+            told = (
+                f"{outcome.steps:>9,} steps  {outcome.steps / outcome.seconds:>8,.1f} steps/s   "
+                f"loss {module.phase_metrics['loss']:.4g}"
+            )
         print(f"{self._label:<28}{told}", flush=True)
 
     def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:

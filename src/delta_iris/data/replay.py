@@ -224,7 +224,7 @@ class Replay:
             os.truncate(self._index.fileno(), index_length)
             # What is buffered cannot be written either; closing must not try again.
             self._open.clear()
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
             raise UserError(
                 f"the disk of {self.folder} is full; the {self.num_frames:,} frames written so far are safe: free some "

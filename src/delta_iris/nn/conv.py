@@ -39,7 +39,7 @@ class FrameEncoder(nn.Module):
     """A CNN that turns one frame into a small feature map.
 
     One residual block a multiplier; the resolution halves (2×2 convolution of stride 2) after the blocks named in
-    `halvings`, counted from 1.
+    `halvings`, counted from 1 (0: before the first).
 
     Args:
         frame_size: height and width of the frames, in pixels.
@@ -70,12 +70,12 @@ class FrameEncoder(nn.Module):
             )
         layers: list[nn.Module] = [nn.Conv2d(3, channels, 3, padding=1)]
         width_in = channels
-        for number, multiplier in enumerate(multipliers, start=1):
-            width_out = channels * multiplier
-            layers.append(ResidualBlock(width_in, width_out))
+        for number, multiplier in enumerate((0, *multipliers)):
+            if number > 0:
+                layers.append(ResidualBlock(width_in, channels * multiplier))
+                width_in = channels * multiplier
             if number in halvings:
-                layers.append(nn.Conv2d(width_out, width_out, 2, stride=2))
-            width_in = width_out
+                layers.append(nn.Conv2d(width_in, width_in, 2, stride=2))
         layers += [_group_norm(width_in), nn.SiLU(), nn.Conv2d(width_in, latent_channels, 3, padding=1)]
         self.layers = nn.Sequential(*layers)
         self.num_features = latent_channels * (height // factor) * (width // factor)

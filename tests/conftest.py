@@ -1,0 +1,96 @@
+"""Small models and random windows for all tests."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from delta_iris.agent import Agent
+from delta_iris.data.window import Window
+from delta_iris.tokenizer import TransformerTokenizer
+from delta_iris.world_model import WorldModel
+
+ACTIONS, FRAMES, SIZE, CODES = 5, 9, (32, 32), 32
+SMALL_CNN = {"frame_channels": 4, "frame_multipliers": (1, 2), "frame_halvings": (0, 1, 2)}
+
+
+def make_tokenizer(**changes) -> TransformerTokenizer:
+    options = {
+        "codebook_size": CODES,
+        "code_dim": 8,
+        "patch_size": 4,
+        "dim": 16,
+        "heads": 2,
+        "encoder_layers": (1, 2, 1),
+        "decoder_layers": (1, 1, 2),
+    }
+    torch.manual_seed(0)
+    return TransformerTokenizer(SIZE, ACTIONS, FRAMES, 4, **(options | SMALL_CNN | changes))
+
+
+def make_world_model(**changes) -> WorldModel:
+    torch.manual_seed(1)
+    options = {"dim": 16, "layers": 2, "heads": 2} | SMALL_CNN | changes
+    model = WorldModel(SIZE, ACTIONS, FRAMES, 4, CODES, **options)
+    # The reward head starts at zero, which would hide what it depends on.
+    torch.nn.init.normal_(model.dynamics.reward_head[-1].weight)
+    return model
+
+
+def make_agent(**changes) -> Agent:
+    torch.manual_seed(2)
+    options = {
+        "hidden": 16,
+        "channels": 4,
+        "multipliers": (1, 2),
+        "halvings": (0, 1, 2),
+        "latent_channels": 2,
+        "burn_in": 3,
+        "horizon": 5,
+    }
+    agent = Agent(SIZE, ACTIONS, **(options | changes))
+    for network in (agent.network, agent.target):
+        for head in (network.actor, network.critic):
+            torch.nn.init.normal_(head.weight, std=0.3)
+    return agent
+
+
+def make_window(batch: int = 3, frames: int = FRAMES, *, padded: bool = False, seed: int = 0) -> Window:
+    """Random windows; where `padded`, the first overhangs its episode's start and the second its end."""
+    generator = torch.Generator().manual_seed(seed)
+    valid = torch.ones(batch, frames, dtype=torch.bool)
+    if padded:
+        valid[0, :3] = False
+        valid[1, -2:] = False
+    return Window(
+        torch.randint(0, 256, (batch, frames, 3, *SIZE), generator=generator, dtype=torch.uint8),
+        torch.randint(0, ACTIONS, (batch, frames), generator=generator),
+        torch.randn(batch, frames, generator=generator),
+        torch.randint(0, 2, (batch, frames), generator=generator),
+        valid,
+    )
+
+
+def scramble(window: Window, where: torch.Tensor) -> Window:
+    """The window with everything changed in the slots where (B, T) `where` is true, but for `valid`."""
+    other = make_window(*window.valid.shape, seed=99)
+    fields = [
+        torch.where(where.view(*where.shape, *[1] * (mine.ndim - 2)), theirs, mine)
+        for mine, theirs in zip(window[:4], other[:4], strict=True)
+    ]
+    return Window(*fields, window.valid)
+
+
+@pytest.fixture
+def tokenizer() -> TransformerTokenizer:
+    return make_tokenizer()
+
+
+@pytest.fixture
+def world_model() -> WorldModel:
+    return make_world_model()
+
+
+@pytest.fixture
+def agent() -> Agent:
+    return make_agent()

@@ -1,0 +1,168 @@
+"""Crafter as a gymnasium environment: it replays."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+from delta_iris.data.collector import Collector
+from delta_iris.data.replay import Replay, ReplayReader
+from delta_iris.envs import ACHIEVEMENTS, CrafterEnv
+from delta_iris.envs.vector import check_environment, make_vector_env
+from delta_iris.errors import UserError
+
+
+def test_gymnasium_accepts_it() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", ".*alternative render modes.*")
+        check_env(CrafterEnv(render_mode="rgb_array"))
+    env = gym.make("delta_iris/Crafter-v1", size=96)
+    assert env.reset(seed=0)[0].shape == (96, 96, 3)
+
+
+def digest(seed: int, steps: int) -> str:
+    """A hash of everything that an environment gives in `steps` steps of random actions."""
+    env, generator, content = CrafterEnv(), np.random.default_rng(seed), hashlib.sha256()
+    frame, _ = env.reset(seed=seed)
+    for _ in range(steps):
+        content.update(frame.tobytes())
+        frame, reward, terminated, truncated, info = env.step(generator.integers(17))
+        content.update(repr((reward, terminated, truncated, sorted(info["inventory"].items()))).encode())
+        if terminated or truncated:
+            frame, _ = env.reset()
+    return content.hexdigest()
+
+
+def test_the_same_seed_and_actions_give_the_same_episodes_in_any_process() -> None:
+    # 1,200 steps: stock Crafter's processes part within 500 (creatures in sets, drawn by address).
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+    code += "from test_crafter import digest; junk = [object() for _ in range({})]; print(digest(3, 1200))"
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", code.format(n)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={"PYTHONHASHSEED": str(n), "PATH": ""},
+        )
+        for n in (1, 100_000)
+    ]
+    hashes = {run.communicate()[0].strip() for run in runs}
+    assert hashes == {digest(3, 1200)}
+    assert digest(4, 50) != digest(3, 50)
+
+
+def test_looking_does_not_change_the_episode() -> None:
+    frames = []
+    for look in (False, True):
+        env = CrafterEnv(render_mode="rgb_array")
+        env.reset(seed=1)
+        for _ in range(260):  # into the night, whose noise is drawn from the world's random numbers
+            frame, _, terminated, _, _ = env.step(0)
+            if look:
+                np.testing.assert_array_equal(env.render(), frame)
+            if terminated:
+                break
+        frames.append(frame)
+    np.testing.assert_array_equal(*frames)
+
+
+def test_death_terminates_and_the_time_limit_truncates() -> None:
+    env = CrafterEnv(length=5)
+    _, info = env.reset(seed=0)
+    assert set(info["achievements"]) == set(ACHIEVEMENTS)
+    assert len(ACHIEVEMENTS) == 22
+    assert info["inventory"]["health"] == 9
+    ends = [env.step(0)[2:4] for _ in range(5)]
+    assert ends == [(False, False)] * 4 + [(False, True)]
+    env = CrafterEnv()
+    env.reset(seed=0)
+    env._env._player.health = 0
+    assert env.step(0)[2:4] == (True, False)
+
+
+def test_what_was_collected_can_be_played_again(tmp_path: Path) -> None:
+    """Recorded actions in a fresh environment give the recorded frames, rewards and ends: no phantom steps."""
+    seed, num_envs = 11, 2
+    envs = make_vector_env("delta_iris/Crafter-v1", {"length": 180}, num_envs)
+    replay = Replay(tmp_path, (64, 64, 3))
+    collector = Collector(envs, replay, burn_in=5, seed=seed)
+    finished = collector.collect(None, 250) + collector.collect(None, 200)
+    envs.close()
+    reader = ReplayReader(tmp_path, (64, 64, 3))
+    assert replay.num_frames == 450 * num_envs
+    returns, ends = [], []
+    for environment in range(num_envs):
+        env = CrafterEnv(length=180)
+        episodes = [e for e in range(reader.num_episodes) if reader.environment(e) == environment]
+        assert len(episodes) > 2
+        for index, episode in enumerate(episodes):
+            frame, _ = env.reset(seed=seed + environment) if index == 0 else env.reset()
+            steps = reader.read(episode, 0, reader.length(episode))
+            for t, action in enumerate(steps.actions):
+                np.testing.assert_array_equal(frame, steps.frames[t])
+                frame, reward, terminated, truncated, _ = env.step(action)
+                assert (np.float32(reward), terminated, truncated) == (
+                    steps.rewards[t],
+                    steps.terminated[t],
+                    steps.truncated[t],
+                )
+            if terminated or truncated:
+                returns.append(round(float(steps.rewards.astype(np.float64).sum()), 4))
+                ends.append(bool(truncated))
+            else:
+                assert index == len(episodes) - 1
+    assert sorted(returns) == sorted(round(e.return_, 4) for e in finished)
+    assert any(ends)
+    assert not all(ends)
+
+
+def test_evaluation_takes_as_many_episodes_of_each_environment(tmp_path: Path) -> None:
+    envs = make_vector_env("delta_iris/Crafter-v1", {"length": 60}, 3)
+    replay = Replay(tmp_path, (64, 64, 3))
+    episodes = Collector(envs, replay, burn_in=5, seed=0).collect(None, episodes_per_env=2)
+    envs.close()
+    assert len(episodes) == 6
+    reader = ReplayReader(tmp_path, (64, 64, 3))
+    assert sorted(reader.environment(e) for e in range(reader.num_episodes)) == [0, 0, 1, 1, 2, 2]
+    assert all(set(episode.achievements) == set(ACHIEVEMENTS) for episode in episodes)
+    assert sum(episode.length for episode in episodes) == replay.num_frames
+
+
+def test_a_dead_process_is_told(tmp_path: Path) -> None:
+    envs = make_vector_env("delta_iris/Crafter-v1", {}, 2)
+    replay = Replay(tmp_path, (64, 64, 3))
+    collector = Collector(envs, replay, burn_in=5, seed=0)
+    collector.collect(None, 20)
+    envs.processes[1].kill()
+    with pytest.raises(UserError, match=r"process died.*\{1: -9\}.*resume with --ckpt_path"):
+        collector.collect(None, 20)
+    envs.close(terminate=True)
+    assert replay.num_frames == 40
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "actions", "told"),
+    [
+        ({"size": 96}, (64, 64), 17, r"data\.frame_size says 64×64 RGB frames, but .* gives \(96, 96, 3\)"),
+        ({}, (64, 64), 6, r"data\.num_actions is 6, but .* has 17: set it to 17"),
+        ({"sizes": 64}, (64, 64), 17, r"environment_options .* cannot be made"),
+    ],
+)
+def test_an_environment_that_does_not_fit_is_told(options, size, actions: int, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        check_environment("delta_iris/Crafter-v1", options, size, actions)
+
+
+@pytest.mark.parametrize("name", ["NoSuchEnv-v0", "no_such_module:Env-v0", "CartPole-v1"])
+def test_other_environments_are_checked_too(name: str) -> None:
+    with pytest.raises(UserError, match=r"data\.(environment|frame_size)"):
+        check_environment(name, {}, (64, 64), 2)
