@@ -14,7 +14,7 @@ ACTIONS, FRAMES, SIZE, CODES = 5, 9, (32, 32), 32
 SMALL_CNN = {"frame_channels": 4, "frame_multipliers": (1, 2), "frame_halvings": (0, 1, 2)}
 
 
-def make_tokenizer(**changes) -> TransformerTokenizer:
+def make_tokenizer(num_actions: int = ACTIONS, **changes) -> TransformerTokenizer:
     options = {
         "codebook_size": CODES,
         "code_dim": 8,
@@ -25,19 +25,19 @@ def make_tokenizer(**changes) -> TransformerTokenizer:
         "decoder_layers": (1, 1, 2),
     }
     torch.manual_seed(0)
-    return TransformerTokenizer(SIZE, ACTIONS, FRAMES, 4, **(options | SMALL_CNN | changes))
+    return TransformerTokenizer(SIZE, num_actions, FRAMES, 4, **(options | SMALL_CNN | changes))
 
 
-def make_world_model(**changes) -> WorldModel:
+def make_world_model(num_actions: int = ACTIONS, **changes) -> WorldModel:
     torch.manual_seed(1)
     options = {"dim": 16, "layers": 2, "heads": 2} | SMALL_CNN | changes
-    model = WorldModel(SIZE, ACTIONS, FRAMES, 4, CODES, **options)
+    model = WorldModel(SIZE, num_actions, FRAMES, 4, CODES, **options)
     # The reward head starts at zero, which would hide what it depends on.
     torch.nn.init.normal_(model.dynamics.reward_head[-1].weight)
     return model
 
 
-def make_agent(**changes) -> Agent:
+def make_agent(num_actions: int = ACTIONS, **changes) -> Agent:
     torch.manual_seed(2)
     options = {
         "hidden": 16,
@@ -48,7 +48,7 @@ def make_agent(**changes) -> Agent:
         "burn_in": 3,
         "horizon": 5,
     }
-    agent = Agent(SIZE, ACTIONS, **(options | changes))
+    agent = Agent(SIZE, num_actions, **(options | changes))
     for network in (agent.network, agent.target):
         for head in (network.actor, network.critic):
             torch.nn.init.normal_(head.weight, std=0.3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from conftest import ACTIONS, FRAMES, make_tokenizer, make_window, scramble
@@ -77,9 +79,7 @@ def test_padding_never_leaks(changes) -> None:
         assert torch.equal(before[real], after[real])
         assert not torch.equal(before[~real], after[~real])
         tokens = tokenizer.encode(window.frames, window.actions, window.valid)
-        assert torch.equal(
-            reconstruct(tokenizer, window, tokens)[real], reconstruct(tokenizer, changed, tokens)[real]
-        )
+        assert torch.equal(reconstruct(tokenizer, window, tokens)[real], reconstruct(tokenizer, changed, tokens)[real])
     state = {name: value.clone() for name, value in tokenizer.state_dict().items()}
     torch.manual_seed(3)
     losses = tokenizer.training_step(window)
@@ -105,7 +105,7 @@ def test_decoding_with_a_cache_equals_the_whole_window(changes, first: int) -> N
         edges = [0, *range(first, FRAMES)] if first else list(range(FRAMES))
         parts = [
             tokenizer.decode(frames[:, a:b], window.actions[:, a:b], codes[:, a:b], real[:, a:b], cache)
-            for a, b in zip(edges, edges[1:], strict=False)
+            for a, b in itertools.pairwise(edges)
         ]
     # float32 sums in another order: a few units of the last place of values around one.
     torch.testing.assert_close(torch.cat(parts, 1)[real], whole[real], atol=2e-6, rtol=1e-5)

@@ -92,9 +92,7 @@ def test_stepping_with_a_cache_equals_the_whole_window(world_model, known: int) 
     frames, dynamics = to_float(window.frames), world_model.dynamics
     with torch.no_grad():
         whole = world_model.predict(window, tokens)
-        cache = dynamics.start(
-            frames[:, :known], window.actions[:, :known], tokens[:, :known], window.valid[:, :known]
-        )
+        cache = dynamics.start(frames[:, :known], window.actions[:, :known], tokens[:, :known], window.valid[:, :known])
         for t in range(known, FRAMES - 1):
             token_logits, reward, end = dynamics.act(frames[:, t], window.actions[:, t], cache)
             logits = [token_logits]

@@ -63,7 +63,7 @@ class DeltaIrisCLI(LightningCLI):
             parser.link_arguments(f"model.tokenizer.init_args.{size}", f"model.world_model.init_args.{size}")
         parser.link_arguments("model.agent.init_args.burn_in", "data.burn_in")
 
-    # --- before the classes are made ------------------------------------------------------------------------------------
+    # --- before the classes are made ---
 
     def before_instantiate_classes(self) -> None:
         """Settle what depends on the command: where runs live, and how several devices work together."""
@@ -76,8 +76,8 @@ class DeltaIrisCLI(LightningCLI):
             trainer.strategy = "delta_ddp"
         if str(trainer.strategy).startswith("ddp"):
             raise UserError(
-                f"trainer.strategy {trainer.strategy} would reduce the gradients of all modules at every step: use auto "
-                "or delta_ddp"
+                f"trainer.strategy {trainer.strategy} would reduce the gradients of all modules at every step: "
+                "use auto or delta_ddp"
             )
         if str(trainer.precision) in ("16-mixed", "16", "16-true"):
             raise UserError(f"trainer.precision {trainer.precision} is not supported: use bf16-mixed or 32-true")
@@ -99,7 +99,7 @@ class DeltaIrisCLI(LightningCLI):
         install_loops(trainer, self._get(self.config_init, "loop"))
         return trainer
 
-    # --- before a command runs -------------------------------------------------------------------------------------------
+    # --- before a command runs ---
 
     def _check(self) -> None:
         model, data = self.model, self.datamodule
@@ -129,7 +129,7 @@ def _place_run(logger: Namespace, checkpoint: Path | None) -> None:
     """Let a resumed run log to its own folder, and a new one to a free one."""
     if checkpoint is not None:
         run = run_folder(checkpoint)
-        logger.update({"save_dir": str(run.parent), "name": "", "version": run.name})
+        logger.save_dir, logger.name, logger.version = str(run.parent), "", run.name
     elif logger.get("version") is not None:
         version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
         run = Path(logger.save_dir) / (logger.name or "") / version

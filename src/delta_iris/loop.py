@@ -13,7 +13,6 @@ from types import FrameType
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
@@ -134,9 +133,7 @@ class CollectTrainLoop(_FitLoop):
         min_epochs, max_epochs: as of the Trainer.
     """
 
-    def __init__(
-        self, trainer: L.Trainer, schedule: Schedule, min_epochs: int | None, max_epochs: int | None
-    ) -> None:
+    def __init__(self, trainer: L.Trainer, schedule: Schedule, min_epochs: int | None, max_epochs: int | None) -> None:
         super().__init__(trainer, min_epochs, max_epochs)
         self.schedule = schedule
         self.epoch_loop = _PhaseLoop(trainer)
@@ -149,7 +146,7 @@ class CollectTrainLoop(_FitLoop):
         # Where in the epoch we are; saved with checkpoints.
         self._collected, self._phase, self._in_phase = False, 0, False
 
-    # --- the run --------------------------------------------------------------------------------------------------------
+    # --- the run ---
 
     def setup_data(self) -> None:
         """Data comes phase by phase; all there is to know beforehand is that there is some."""
@@ -179,11 +176,7 @@ class CollectTrainLoop(_FitLoop):
     def on_run_start(self) -> None:
         """Continue the checkpoint's random numbers, after all that starting up has drawn."""
         super().on_run_start()
-        data = _data(self.trainer)
-        if data.world_size > 1:
-            # Until here all ranks drew the same numbers, as equal initial weights need; from here each draws its own.
-            torch.manual_seed(data.seed)
-        data.restore_random_states()
+        _data(self.trainer).begin()
 
     def on_advance_start(self) -> None:
         """Begin an epoch, or go on with the one that was interrupted."""
@@ -272,7 +265,7 @@ class CollectTrainLoop(_FitLoop):
         self.epoch_loop.val_loop.run()
         self.trainer.training = True
 
-    # --- stopping and resuming ----------------------------------------------------------------------------------------------
+    # --- stopping and resuming ---
 
     def stop_agreed(self) -> bool:
         """Whether any process was asked to stop; all of them learn it at the same step."""

@@ -55,7 +55,7 @@ class DeltaIris(L.LightningModule):
         assert isinstance(module, Tokenizer | WorldModel | Agent)
         return module
 
-    # --- training ---------------------------------------------------------------------------------------------------
+    # --- training ---
 
     def configure_optimizers(self) -> Any:
         """One optimizer and one learning-rate schedule a module, in the order of `PHASES`."""
@@ -74,7 +74,7 @@ class DeltaIris(L.LightningModule):
             value = value.detach().float()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._count += 1
-        if (batch_idx + 1) % self.trainer.log_every_n_steps == 0:
+        if (batch_idx + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.flush_metrics()
 
     def _inputs(self, window: Window) -> Any:
@@ -96,7 +96,7 @@ class DeltaIris(L.LightningModule):
         # Clipped here rather than by the Trainer, which refuses to with manual optimization; the norm is worth seeing.
         metrics["gradient_norm"] = nn.utils.clip_grad_norm_(child.parameters(), child.gradient_clip)
         optimizer.step()
-        schedule.step()
+        schedule.step()  # type: ignore[call-arg]
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Hand the hook to the module that was trained."""
@@ -130,7 +130,7 @@ class DeltaIris(L.LightningModule):
         for logger in self.trainer.loggers:
             logger.log_metrics(values, step)
 
-    # --- held-out losses ------------------------------------------------------------------------------------------------
+    # --- held-out losses ---
 
     def validation_step(self, window: Window, batch_idx: int) -> None:
         """Held-out losses of tokenizer and world model."""
@@ -145,9 +145,7 @@ class DeltaIris(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over all held-out batches and processes, as `held_out/…`."""
-        totals = {
-            name: self.trainer.strategy.reduce(value, reduce_op="sum") for name, value in self._held_out.items()
-        }
+        totals = {name: self.trainer.strategy.reduce(value, reduce_op="sum") for name, value in self._held_out.items()}
         batches = totals.pop("batches")
         counts = totals.pop("tokenizer_code_counts")
         values = {f"held_out/{name}": value / batches for name, value in totals.items()}
@@ -157,7 +155,7 @@ class DeltaIris(L.LightningModule):
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
 
-    # --- checkpoints ------------------------------------------------------------------------------------------------------
+    # --- checkpoints ---
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the configuration beside the weights, so that a mismatch can be told key by key."""

@@ -123,9 +123,7 @@ class Agent(L.LightningModule):
             with torch.no_grad():
                 _, target_logits, _ = self.target(frames, self.target.burn_in(warm, imagined.burn_in_valid))
                 targets = self.values.mean(target_logits)
-                returns = lambda_returns(
-                    imagined.rewards, imagined.ends, targets[:, 1:], self.discount, self.lambda_
-                )
+                returns = lambda_returns(imagined.rewards, imagined.ends, targets[:, 1:], self.discount, self.lambda_)
             mask = until_first_end(imagined.ends)
             log_policy = F.log_softmax(logits, dim=-1)
             log_taken = log_policy.gather(-1, imagined.actions.unsqueeze(-1)).squeeze(-1)

@@ -7,4 +7,13 @@ from delta_iris.callbacks.progress import PhaseProgress
 from delta_iris.callbacks.summary import RunSummary
 from delta_iris.callbacks.throughput import Throughput
 
-__all__ = ["EpisodeStatistics", "PhaseCallback", "PhaseProgress", "Pictures", "Rollout", "RunSummary", "Throughput", "Training"]
+__all__ = [
+    "EpisodeStatistics",
+    "PhaseCallback",
+    "PhaseProgress",
+    "Pictures",
+    "Rollout",
+    "RunSummary",
+    "Throughput",
+    "Training",
+]

@@ -87,7 +87,7 @@ class PhaseProgress(ProgressBar, PhaseCallback):
             values = trainer.callback_metrics
             told = (
                 f"reconstruction L2 {values['held_out/tokenizer_l2']:.5f} (copying the last frame "
-                f"{values['held_out/tokenizer_copy_l2']:.5f})  codebook {values['held_out/codebook_entropy']:.2f} bits  "
-                f"world model {values['held_out/world_model_loss']:.3f}"
+                f"{values['held_out/tokenizer_copy_l2']:.5f})  codebook {values['held_out/codebook_entropy']:.2f} bits "
+                f" world model {values['held_out/world_model_loss']:.3f}"
             )
             print(f"{'':<20}held out  {told}", flush=True)

@@ -51,10 +51,10 @@ class RunSummary(L.Callback):
         print(f"\nDone: {trainer.current_epoch} epochs, {loop.frames_collected:,} frames. In {folder}:")
         if last:
             print(f"  the trained agent      {last}")
-            print(
-                f"  see how well it plays  delta-iris test --config {folder / 'config.yaml'} --ckpt_path {last}"
-            )
-        print(f"  curves and pictures    tensorboard --logdir {folder.parents[1] if len(folder.parents) > 1 else folder}")
+            print(f"  see how well it plays  delta-iris test --config {folder / 'config.yaml'} --ckpt_path {last}")
+        print(
+            f"  curves and pictures    tensorboard --logdir {folder.parents[1] if len(folder.parents) > 1 else folder}"
+        )
 
 
 def _folder(trainer: L.Trainer) -> Path:

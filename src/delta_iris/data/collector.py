@@ -25,8 +25,11 @@ class Policy(Protocol):
     """What plays: an `ActorCritic`'s owner."""
 
     burn_in: int
-    device: Any
     network: Any
+
+    @property
+    def device(self) -> Any:
+        """Where it computes."""
 
     def act(self, frames: Tensor, state: State) -> tuple[Tensor, State]:
         """Actions (N,) for frames (N, 3, H, W), and the state after them."""
@@ -90,14 +93,14 @@ class Collector:
         """
         num_envs = self.envs.num_envs
         if self._frames is None:
-            self._frames = self._talk(lambda: self.envs.reset(seed=self.seed))[0]
+            self._frames = self._talk(self.envs.reset, seed=self.seed)[0]
         state = None if policy is None else self._warm(policy)
         quota = np.full(num_envs, np.iinfo(np.int64).max if episodes_per_env is None else episodes_per_env)
         finished: list[Episode] = []
         done_steps = 0
         while (steps is None or done_steps < steps) and quota.any():
             actions, state = self._choose(policy, state, epsilon)
-            next_frames, rewards, terminated, truncated, infos = self._talk(lambda a=actions: self.envs.step(a))
+            next_frames, rewards, terminated, truncated, infos = self._talk(self.envs.step, actions)
             kept = quota > 0
             ended = terminated | truncated
             for i in np.flatnonzero(kept):
@@ -152,6 +155,7 @@ class Collector:
         return state
 
     def _remember(self, ended: NDArray[np.bool_]) -> None:
+        assert self._frames is not None
         self._recent = np.roll(self._recent, -1, axis=1)
         self._recent_valid = np.roll(self._recent_valid, -1, axis=1)
         self._recent[:, -1] = self._frames
@@ -160,9 +164,9 @@ class Collector:
         self._returns[ended] = 0
         self._lengths[ended] = 0
 
-    def _talk(self, call: Callable[[], Any]) -> Any:
+    def _talk(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         try:
-            return call()
+            return call(*args, **kwargs)
         except (EOFError, BrokenPipeError, ConnectionError) as error:
             codes = {i: p.exitcode for i, p in enumerate(self.envs.processes) if not p.is_alive()}
             raise UserError(

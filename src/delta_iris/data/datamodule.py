@@ -83,12 +83,13 @@ class ReplayDataModule(L.LightningDataModule):
         self._samplers: dict[str, WindowSampler] = {}
         self._phase_start: tuple[str, dict[str, Any]] | None = None
         self._safe_position: dict[str, int] = {}
+        self._restored_random: dict[str, Any] | None = None
         self._held_out: tempfile.TemporaryDirectory[str] | None = None
         self._run_seed: int | None = None
         self._envs: list[AsyncVectorEnv] = []
         self._test_envs: AsyncVectorEnv | None = None
 
-    # --- setting up -------------------------------------------------------------------------------------------------
+    # --- setting up ---
 
     @property
     def frame_shape(self) -> tuple[int, int, int]:
@@ -135,11 +136,6 @@ class ReplayDataModule(L.LightningDataModule):
         assert self.trainer is not None
         folder = Path(self.trainer.log_dir or self.trainer.default_root_dir) / "replay" / f"rank_{self._rank}"
         self.replay = Replay(folder, self.frame_shape)
-        if self.replay.num_episodes and self.trainer.ckpt_path is None:
-            raise UserError(
-                f"{folder} already holds a run's replay: resume it with --ckpt_path, or choose another run folder "
-                "(trainer.logger.init_args.version)"
-            )
         seed = self.seed
         for index, phase in enumerate(PHASES):
             length = self.burn_in + 1 if phase == "agent" else self.window
@@ -175,7 +171,7 @@ class ReplayDataModule(L.LightningDataModule):
             self._held_out.cleanup()
             self._held_out = None
 
-    # --- collecting -------------------------------------------------------------------------------------------------
+    # --- collecting ---
 
     def collect(
         self,
@@ -188,6 +184,24 @@ class ReplayDataModule(L.LightningDataModule):
         self._safe_position = self.replay.position()
         steps = -(-frames // self.num_envs)
         return self.collector.collect(policy, steps, epsilon=epsilon, progress=progress)
+
+    def begin(self) -> None:
+        """Get ready to collect and train; called once everything is set up and, on a resume, restored.
+
+        Raises:
+            UserError: where the replay is another run's.
+        """
+        if self._restored_random is not None:
+            _set_random_states(self._restored_random)
+            self._restored_random = None
+        elif self.replay.num_episodes:
+            raise UserError(
+                f"{self.replay.folder} already holds a run's replay: resume it with --ckpt_path, or choose another run "
+                "folder (trainer.logger.init_args.version)"
+            )
+        elif self.world_size > 1:
+            # Until here all processes drew the same numbers, as equal initial weights need; from here each its own.
+            torch.manual_seed(self.seed)
 
     def keep_collected(self) -> None:
         """Mark what was collected as part of the run: checkpoints made from now on include it."""
@@ -213,7 +227,7 @@ class ReplayDataModule(L.LightningDataModule):
         replay.close()
         return played
 
-    # --- serving windows ----------------------------------------------------------------------------------------------
+    # --- serving windows ---
 
     def phase_loader(
         self, phase: str, steps: int, batch_size: int, *, count: bool, skip: int = 0
@@ -250,7 +264,7 @@ class ReplayDataModule(L.LightningDataModule):
 
     test_dataloader = val_dataloader
 
-    # --- checkpoints ----------------------------------------------------------------------------------------------------
+    # --- checkpoints ---
 
     def state_dict(self) -> dict[str, Any]:
         """Of every process: the replay's position, draws counted so far, and all random states."""
@@ -286,15 +300,6 @@ class ReplayDataModule(L.LightningDataModule):
         # Environments start anew after a resume, so they must not begin with the worlds they began the run with.
         self.collector.seed += RESUME_SEED_STEP * (1 + self.replay.num_frames)
         self._restored_random = own["random"]
-
-    _restored_random: dict[str, Any] | None = None
-
-    def restore_random_states(self) -> None:
-        """Continue the random numbers of the checkpoint; called when training is about to go on, after whatever
-        starting up has drawn."""
-        if self._restored_random is not None:
-            _set_random_states(self._restored_random)
-            self._restored_random = None
 
 
 def _random_states() -> dict[str, Any]:

@@ -293,8 +293,8 @@ class ReplayReader:
         if len(payload) != size or zlib.crc32(payload) != record["crc"]:
             raise UserError(
                 f"{_paths(self.folder)[1]} is damaged at byte {int(record['offset']):,} (episode "
-                f"{int(record['episode'])}, step {int(record['first_step'])}): restore the file from a copy, or start a "
-                "new run"
+                f"{int(record['episode'])}, step {int(record['first_step'])}): restore the file from a copy, or "
+                "start a new run"
             )
         frames, actions, rewards = _unpack(self._decompressor.decompress(payload), steps, self.frame_shape)
         terminated, truncated = np.zeros(steps, np.bool_), np.zeros(steps, np.bool_)
@@ -308,7 +308,9 @@ def _check_meta(folder: Path, frame_shape: tuple[int, int, int]) -> None:
     try:
         content = json.loads(meta.read_text())
     except FileNotFoundError:
-        raise UserError(f"{folder} holds no replay: resuming needs the run folder that the checkpoint lies in") from None
+        raise UserError(
+            f"{folder} holds no replay: resuming needs the run folder that the checkpoint lies in"
+        ) from None
     except ValueError as error:
         raise UserError(f"{meta} is damaged ({error}): restore it from a copy, or start a new run") from None
     if content.get("format") != FORMAT:

@@ -27,7 +27,7 @@ class _InsertionOrderedSet(dict[Any, None]):
         del self[item]
 
 
-class _OrderedWorld(World):  # type: ignore[misc]
+class _OrderedWorld(World):
     """A world whose chunks remember the order in which creatures entered them.
 
     Stock Crafter keeps them in sets and draws the creature that disappears by set order, which is the order of
@@ -36,7 +36,7 @@ class _OrderedWorld(World):  # type: ignore[misc]
 
     def reset(self, seed: int | None = None) -> None:
         super().reset(seed)
-        self._chunks = defaultdict(_InsertionOrderedSet)
+        self._chunks: Any = defaultdict(_InsertionOrderedSet)
 
 
 class CrafterEnv(gym.Env[Frame, np.int64]):
@@ -63,9 +63,7 @@ class CrafterEnv(gym.Env[Frame, np.int64]):
         self._env._world.__class__ = _OrderedWorld
         self._frame: Frame | None = None
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Frame, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Frame, dict[str, Any]]:
         """Start an episode in a new world, drawn from `seed` or, without one, from the seed given before."""
         super().reset(seed=seed)
         self._env._seed = int(self.np_random.integers(2**31 - 1))
@@ -87,7 +85,7 @@ class CrafterEnv(gym.Env[Frame, np.int64]):
             _info(info["achievements"], info["inventory"]),
         )
 
-    def render(self) -> Frame | None:  # type: ignore[override]
+    def render(self) -> Frame | None:
         """Return the latest frame, (size, size, 3) uint8, or None where `render_mode` is None."""
         if self.render_mode is None:
             return None

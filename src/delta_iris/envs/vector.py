@@ -44,9 +44,7 @@ def _worker(environment: str, options: dict[str, Any]) -> gym.Env[Any, Any]:
     return FinalInfo(_make(environment, options))
 
 
-def check_environment(
-    environment: str, options: dict[str, Any], frame_size: tuple[int, int], num_actions: int
-) -> None:
+def check_environment(environment: str, options: dict[str, Any], frame_size: tuple[int, int], num_actions: int) -> None:
     """Make one environment and step it, to learn early whether it fits the configuration.
 
     It also compiles Crafter's world generation once, before the processes are forked that would each do it.

@@ -61,9 +61,7 @@ class KVCache:
         dtype: their type.
     """
 
-    def __init__(
-        self, layers: int, shape: tuple[int, int, int, int], device: torch.device, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, layers: int, shape: tuple[int, int, int, int], device: torch.device, dtype: torch.dtype) -> None:
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
         self.length = 0

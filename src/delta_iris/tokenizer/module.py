@@ -69,9 +69,7 @@ class Tokenizer(L.LightningModule):
         """
 
     @abstractmethod
-    def decode(
-        self, frames: Tensor, actions: Tensor, codes: Tensor, valid: Tensor, cache: Any | None = None
-    ) -> Tensor:
+    def decode(self, frames: Tensor, actions: Tensor, codes: Tensor, valid: Tensor, cache: Any | None = None) -> Tensor:
         """Paint the frame that each of n transitions leads to.
 
         Args:
@@ -121,9 +119,7 @@ class Tokenizer(L.LightningModule):
         }
         loss = torch.stack([weight * terms[name] for name, weight in self.loss_weights.items()]).sum()
         token_mask = mask.unsqueeze(-1).expand_as(tokens).flatten()
-        codebook = self.quantizer.update(
-            rearrange(unit.detach(), "b t k d -> (b t k) d"), tokens.flatten(), token_mask
-        )
+        codebook = self.quantizer.update(rearrange(unit.detach(), "b t k d -> (b t k) d"), tokens.flatten(), token_mask)
         return {"loss": loss} | {name: term.detach() for name, term in terms.items()} | codebook
 
     @torch.no_grad()

@@ -57,7 +57,7 @@ class VectorQuantizer(nn.Module):
         Returns:
             tokens (…) int64, and the latents on the unit sphere (…, D) float32.
         """
-        # The choice of the codeword is worth full precision: it is a small product, and a wrong choice is a wrong token.
+        # A small product, worth full precision: a wrong choice is a wrong token.
         with torch.autocast(latents.device.type, enabled=False):
             unit = F.normalize(latents.float(), dim=-1)
             return (unit @ self.codebook.T).argmax(-1), unit

@@ -123,9 +123,7 @@ class _Encoder(nn.Module):
     @staticmethod
     def _pool(x: Tensor, grid: Grid) -> Tensor:
         """Average patch tokens over 2×2 cells of `grid`; the action token passes."""
-        pooled = reduce(
-            x[:, :, 1:], "b t (h i w j) d -> b t (h w) d", "mean", h=grid[0] // 2, i=2, w=grid[1] // 2, j=2
-        )
+        pooled = reduce(x[:, :, 1:], "b t (h i w j) d -> b t (h w) d", "mean", h=grid[0] // 2, i=2, w=grid[1] // 2, j=2)
         return torch.cat([x[:, :, :1], pooled], dim=2)
 
 

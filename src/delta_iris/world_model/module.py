@@ -91,9 +91,7 @@ class WorldModel(L.LightningModule):
         token_mask = window.transitions.unsqueeze(-1).expand_as(tokens)
         return {
             "token_loss": masked_mean(token_loss.view_as(tokens), token_mask),
-            "reward_loss": masked_mean(
-                self.rewards.cross_entropy(predictions.rewards, window.rewards), window.valid
-            ),
+            "reward_loss": masked_mean(self.rewards.cross_entropy(predictions.rewards, window.rewards), window.valid),
             "end_loss": masked_mean(end_loss.view_as(window.ends), window.valid),
             "token_accuracy": masked_mean((logits.detach().argmax(-1) == tokens).float(), token_mask),
         }

@@ -1,0 +1,236 @@
+"""The command line, end to end, in processes of its own: training, stopping, resuming, testing, complaining."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+ROOT = Path(__file__).parents[1]
+TINY = ROOT / "tests" / "tiny.yaml"
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "delta_iris", *map(str, arguments)]
+
+
+def run(*arguments: object, cwd: Path, status: int = 0) -> str:
+    """Run the command in `cwd`; its output, both streams together."""
+    done = subprocess.run(
+        command(*arguments), cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300
+    )
+    assert done.returncode == status, done.stdout
+    return done.stdout
+
+
+def fit(*arguments: object, cwd: Path, status: int = 0) -> str:
+    configs = ("--config", ROOT / "configs" / "quickstart.yaml", "--config", TINY)
+    return run("fit", *configs, *arguments, cwd=cwd, status=status)
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    board = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    board.Reload()
+    return {tag: [(e.step, e.value) for e in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[Path, str]:
+    """A finished tiny run: its folder and what it printed."""
+    folder = tmp_path_factory.mktemp("trained")
+    told = fit(cwd=folder)
+    return folder / "lightning_logs" / "quickstart" / "version_0", told
+
+
+def test_training_says_what_it_is_and_what_it_made(trained) -> None:
+    folder, told = trained
+    assert "imagined-to-collected ratio" in told
+    assert "parameters      tokenizer" in told
+    for line in ("epoch 1/2  collect", "epoch 2/2  tokenizer", "epoch 2/2  world model", "epoch 2/2  agent"):
+        assert line in told
+    assert "tensorboard --logdir lightning_logs" in told
+    assert (folder / "checkpoints" / "last.ckpt").exists()
+    assert yaml.safe_load((folder / "config.yaml").read_text())["data"]["num_envs"] == 2
+    assert "Traceback" not in told
+    assert "Warning" not in told
+
+
+def test_tensorboard_holds_what_matters(trained) -> None:
+    folder, _ = trained
+    values = scalars(folder)
+    expected = {
+        *(f"{split}/{name}" for split in ("train", "test") for name in ("return", "length", "objectives_unlocked")),
+        *(f"{split}/{name}" for split in ("train", "test") for name in ("crafter_score", "frames_per_second")),
+        *(f"{module}/{name}" for module in ("tokenizer", "world_model", "agent") for name in ("loss", "gradient_norm")),
+        *(f"tokenizer/{name}" for name in ("l1", "l2", "max_pixel", "commitment", "codebook_entropy", "revived")),
+        *(f"world_model/{name}" for name in ("token_loss", "reward_loss", "end_loss", "token_accuracy")),
+        *(f"agent/{name}" for name in ("actor_loss", "critic_loss", "policy_entropy", "imagined_return")),
+        *(f"held_out/{name}" for name in ("tokenizer_l2", "tokenizer_copy_l2", "world_model_loss", "codebook_entropy")),
+        "throughput/tokenizer_ms",
+        "throughput/frames_per_second",
+    }
+    assert expected <= set(values)
+    assert len([tag for tag in values if tag.startswith("test_achievements/")]) == 22
+    assert [step for step, _ in values["test/return"]] == [500, 700]  # frames collected
+    assert all(value == value for series in values.values() for _, value in series)
+    board = EventAccumulator(str(folder))
+    board.Reload()
+    pictures = {tag: board.Images(tag) for tag in board.Tags()["images"]}
+    assert {tag.split()[0] for tag in pictures} == {"pictures/reconstruction", "pictures/imagination"}
+    for images in pictures.values():
+        assert len(images) == 2
+        # Two windows, real over made: four rows of 64 pixels.
+        assert images[0].height == 4 * 64
+        assert images[0].width in (20 * 64, 21 * 64)
+
+
+def test_the_trained_agent_can_be_tested(trained) -> None:
+    folder, _ = trained
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    before = sorted(folder.parent.rglob("*"))
+    told = run("test", "--config", folder / "config.yaml", "--ckpt_path", checkpoint, cwd=folder.parents[2])
+    assert "Crafter score" in told
+    assert "(95%)" in told
+    written = json.loads((folder / "evaluation" / "last.json").read_text())
+    assert written["episodes"] == len(written["returns"]) == 4
+    assert len(written["achievements"]) == 22
+    new = [path for path in sorted(folder.parent.rglob("*")) if path not in before]
+    assert new == [folder / "evaluation", folder / "evaluation" / "last.json"]
+    told = run("validate", "--config", folder / "config.yaml", "--ckpt_path", checkpoint, cwd=folder.parents[2])
+    assert "held_out/tokenizer_copy_l2" in told
+
+
+def test_a_checkpoint_holds_no_code(trained) -> None:
+    folder, _ = trained
+    content = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert len(content["optimizer_states"]) == 3
+
+
+def test_a_finished_run_can_be_continued_in_its_folder(trained) -> None:
+    folder, _ = trained
+    cwd = folder.parents[2]
+    resume = ("--ckpt_path", folder / "checkpoints" / "last.ckpt", "--trainer.max_epochs", 3)
+    told = fit(*resume, cwd=cwd)
+    assert "epoch 3/3  agent" in told
+    assert "epoch 2/3" not in told
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["version_0"]
+    assert [step for step, _ in scalars(folder)["train/episodes"]] == [500, 700, 900]
+
+
+@pytest.mark.parametrize("moment", ["collect", "tokenizer", "agent"])
+def test_ctrl_c_leaves_a_checkpoint_from_which_the_run_finishes(tmp_path: Path, moment: str) -> None:
+    longer = {
+        "collect": ("--loop.collection.frames", 100_000),
+        "tokenizer": ("--loop.tokenizer.steps", 10_000, "--loop.tokenizer.first_epoch_steps", 4),
+        "agent": ("--loop.agent.steps", 10_000, "--loop.agent.first_epoch_steps", 2),
+    }[moment]
+    configs = ("--config", ROOT / "configs" / "quickstart.yaml", "--config", TINY)
+    process = subprocess.Popen(
+        command("fit", *configs, *longer), cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert process.stdout is not None
+    awaited = {"collect": "held out", "tokenizer": "epoch 2/2  collect", "agent": "epoch 2/2  world model"}[moment]
+    told = ""
+    for line in process.stdout:
+        told += line
+        if awaited in line:
+            break
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    told += process.communicate(timeout=120)[0]
+    assert process.returncode == 130, told
+    assert "Traceback" not in told
+    assert "interrupted.ckpt" in told
+    folder = tmp_path / "lightning_logs" / "quickstart" / "version_0"
+    told = fit("--ckpt_path", folder / "checkpoints" / "interrupted.ckpt", cwd=tmp_path)
+    assert "epoch 2/2  agent" in told
+    assert ("epoch 2/2  collect" in told) == (moment == "collect")
+    assert ("epoch 2/2  world model" in told) == (moment != "agent")
+    assert [step for step, _ in scalars(folder)["train/episodes"]][-1] == 700
+
+
+def test_a_killed_run_resumes_from_its_last_epoch(tmp_path: Path) -> None:
+    configs = ("--config", ROOT / "configs" / "quickstart.yaml", "--config", TINY)
+    process = subprocess.Popen(
+        command("fit", *configs), cwd=tmp_path, text=True, stdout=subprocess.PIPE, start_new_session=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "epoch 2/2  tokenizer" in line:
+            break
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    folder = tmp_path / "lightning_logs" / "quickstart" / "version_0"
+    told = fit("--ckpt_path", folder / "checkpoints" / "last.ckpt", cwd=tmp_path)
+    assert "epoch 1/2" not in told
+    assert "epoch 2/2  collect" in told
+    assert "Done: 2 epochs, 700 frames" in told
+
+
+def test_two_processes_train_together(tmp_path: Path) -> None:
+    told = fit("--trainer.devices", 2, cwd=tmp_path)
+    assert "Done: 2 epochs, 700 frames" in told
+    folder = tmp_path / "lightning_logs" / "quickstart" / "version_0"
+    assert sorted(path.name for path in (folder / "replay").iterdir()) == ["rank_0", "rank_1"]
+    assert len(list(folder.glob("events*"))) == 1
+    told = fit(
+        "--trainer.devices", 2, "--ckpt_path", folder / "checkpoints" / "last.ckpt", "--trainer.max_epochs", 3,
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert "epoch 3/3  agent" in told
+    told = fit("--ckpt_path", folder / "checkpoints" / "last.ckpt", "--trainer.max_epochs", 4, cwd=tmp_path, status=2)
+    assert "resume with --trainer.devices 2" in told
+
+
+def test_print_config_and_overrides() -> None:
+    told = run("fit", "--config", ROOT / "configs" / "crafter.yaml", "--data.window", 26, "--print_config", cwd=ROOT)
+    assert yaml.safe_load(told)["data"]["window"] == 26
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--model.tokenizer.init_args.dimension", 3], "dimension"),
+        (["--loop.agent.steps", "many"], "loop.agent.steps"),
+        (["--model.tokenizer.init_args.tokens_per_frame", 5], "tokens_per_frame 5 cannot be reached"),
+        (["--data.window", 12], "data.window 12 is too short"),
+        (["--data.environment_options", "{size: 96}"], "data.frame_size says 64×64 RGB frames"),
+        (["--data.num_actions", 4], "data.num_actions is 4"),
+        (["--ckpt_path", "nowhere.ckpt"], "there is no checkpoint nowhere.ckpt"),
+        (["--ckpt_path", TINY], "is damaged or no checkpoint"),
+        (["--trainer.strategy", "ddp"], "use auto or delta_ddp"),
+        (["--trainer.precision", "16-mixed"], "use bf16-mixed"),
+        (["--loop.collection.frames", 0, "--loop.collection.first_epoch_frames", 0], "the first epoch must collect"),
+        (["--data.val_episodes", 3], "data.val_episodes is 3"),
+    ],
+)
+def test_bad_input_is_told_in_a_line_before_anything_is_made(tmp_path: Path, arguments, told: str) -> None:
+    printed = fit(*arguments, cwd=tmp_path, status=2)
+    assert told in printed
+    assert "Traceback" not in printed
+    assert not list(tmp_path.rglob("*.bin"))
+
+
+def test_other_runs_are_never_touched(trained) -> None:
+    folder, _ = trained
+    cwd = folder.parents[2]
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    printed = fit("--trainer.logger.init_args.version", 0, cwd=cwd, status=2)
+    assert "already holds a run: resume it with --ckpt_path" in printed
+    other = ("--model.world_model.init_args.dim", 64, "--ckpt_path", folder / "checkpoints" / "last.ckpt")
+    printed = fit(*other, cwd=cwd, status=2)
+    assert "model.world_model.init_args.dim: 32 there, 64 here" in printed
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    moved = folder.parents[2] / "alone" / "last.ckpt"
+    moved.parent.mkdir()
+    moved.write_bytes((folder / "checkpoints" / "last.ckpt").read_bytes())
+    assert "holds no replay" in fit("--ckpt_path", moved, cwd=cwd, status=2)
