@@ -31,8 +31,10 @@ FRAME = (64, 64, 3)
 
 
 def collect(folder: Path, frames: int, seed: int, num_envs: int) -> Replay:
-    """Frames of the lazy player."""
+    """Frames of the lazy player, unless they are there."""
     replay, generator = Replay(folder, FRAME, level=3), np.random.default_rng(seed)
+    if replay.num_frames >= frames:
+        return replay
     envs = make_vector_env("delta_iris/Crafter-v1", {}, num_envs)
     observations, _ = envs.reset(seed=seed)
     actions = generator.integers(17, size=num_envs)
@@ -80,20 +82,23 @@ def main() -> None:
     parser.add_argument("--num_workers", type=int, default=4)
     parser.add_argument("--set", nargs="*", default=[], help="init_args of the tokenizer, as key=value in YAML")
     parser.add_argument("--label", default="")
+    parser.add_argument("--folder", type=Path, help="keep the collected frames here, and use those that are here")
+    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     options = yaml.safe_load(args.config.read_text())["model"]["tokenizer"]["init_args"]
     options |= {key: yaml.safe_load(value) for key, value in (item.split("=", 1) for item in args.set)}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     window = 21
     torch.set_float32_matmul_precision("high")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.folder or Path(temporary)
         check_environment("delta_iris/Crafter-v1", {}, (64, 64), 17)
-        train = collect(Path(folder) / "train", args.frames, 0, args.num_envs)
-        test = collect(Path(folder) / "test", args.held_out_frames, 1_000_000, args.num_envs)
+        train = collect(folder / "train", args.frames, 0, args.num_envs)
+        test = collect(folder / "test", args.held_out_frames, 1_000_000, args.num_envs)
         dataset = WindowDataset(test.folder, FRAME, window)
         draws = held_out_draws(test.folder, window, 6, 32)
         held_out = [type(w)(*(f.to(device) for f in w)) for w in map(dataset.__getitems__, draws)]
-        torch.manual_seed(0)
+        torch.manual_seed(args.seed)
         tokenizer = TransformerTokenizer(frame_size=(64, 64), num_actions=17, window=window, **options).to(device)
         optimizers = tokenizer.configure_optimizers()
         optimizer, schedule = optimizers["optimizer"], optimizers["lr_scheduler"]["scheduler"]
@@ -104,6 +109,7 @@ def main() -> None:
         )
         autocast = torch.autocast(device.type, torch.bfloat16)
         times: list[float] = []
+        entropies: list[torch.Tensor] = []
         for step, batch in enumerate(loader, start=1):
             started = time.perf_counter()
             batch = type(batch)(*(field.to(device, non_blocking=True) for field in batch))
@@ -116,10 +122,14 @@ def main() -> None:
             schedule.step()
             if device.type == "cuda":
                 torch.cuda.synchronize()
+            entropies.append(losses["codebook_entropy"])
             times.append(time.perf_counter() - started)
             if step in args.steps:
                 values = evaluate(tokenizer, held_out, autocast)
                 measured = {"step_ms": round(1000 * statistics.median(times[-200:]), 1)}
+                # Dips between two evaluations: the lowest entropy of any batch since the last.
+                measured["lowest_batch_entropy"] = round(float(torch.stack(entropies).min()), 2)
+                entropies.clear()
                 if device.type == "cuda":
                     measured["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 1)
                 print(json.dumps({"label": args.label, "step": step} | values | measured), flush=True)

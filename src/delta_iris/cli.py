@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -12,6 +13,7 @@ import lightning as L
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 import delta_iris.strategy  # noqa: F401  (registers delta_ddp)
 from delta_iris.checkpoint import check_weights, load_checkpoint, run_folder
@@ -117,6 +119,16 @@ class DeltaIrisCLI(LightningCLI):
                     f"{run_folder(path)} holds no replay, and resuming needs the run folder that the checkpoint lies "
                     "in (<run>/checkpoints/….ckpt): bring it back, or start a new run without --ckpt_path"
                 )
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except BaseException:
+            # The other processes would wait for this one for ever.
+            launcher = self.trainer.strategy.launcher
+            if isinstance(launcher, _SubprocessScriptLauncher):
+                launcher.kill(signal.SIGTERM)
+            raise
 
     before_fit = before_validate = before_test = _check
 

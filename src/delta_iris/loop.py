@@ -71,22 +71,30 @@ class PlayEvaluateLoop(_EvaluationLoop):
             return []
         with isolate_rng():
             self._play()
-            return super().run()
+            return [] if self._stopped else super().run()
+
+    @property
+    def _stopped(self) -> bool:
+        loop = self.trainer.fit_loop
+        return isinstance(loop, CollectTrainLoop) and loop.stop_agreed()
 
     def _play(self) -> None:
         trainer = self.trainer
         system, data = _system(trainer), _data(trainer)
         episodes = data.test_episodes if trainer.testing else data.val_episodes
         _tell(trainer, "on_phase_start", "play", episodes, 0)
-        started, frames = time.monotonic(), 0
+        started, frames, loop = time.monotonic(), 0, trainer.fit_loop
+        assert isinstance(loop, CollectTrainLoop)
 
         def progress(new_frames: int, ended: list[Episode]) -> bool:
             nonlocal frames
             frames += new_frames
             _tell(trainer, "on_phase_progress", "play", len(ended), new_frames)
-            return trainer.fit_loop.stop_requested if isinstance(trainer.fit_loop, CollectTrainLoop) else False
+            return loop.stop_requested
 
         share = data.play_test_episodes(system.agent, episodes, progress)
+        if self._stopped:
+            return
         played = [episode for rank in gather_objects(share) for episode in rank]
         total = sum(gather_objects(frames))
         _tell(trainer, "on_phase_end", "play", Rollout(played, total, time.monotonic() - started))

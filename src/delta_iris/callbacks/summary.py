@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_only
 
 __all__ = ["RunSummary", "count_parameters"]
 
@@ -19,9 +18,11 @@ def count_parameters(module: Any) -> int:
 class RunSummary(L.Callback):
     """Prints parameter counts and the imagined-to-collected ratio at the start, and where to look at the end."""
 
-    @rank_zero_only
     def on_fit_start(self, trainer: L.Trainer, module: Any) -> None:
         """Print what will run."""
+        folder = _folder(trainer)
+        if not trainer.is_global_zero:
+            return
         tokenizer, world_model, agent = (
             count_parameters(m) for m in (module.tokenizer, module.world_model, module.agent)
         )
@@ -37,15 +38,18 @@ class RunSummary(L.Callback):
                 f"{epochs} epochs".ljust(16) + f"{frames:,} frames collected, {imagined:,} imagined: "
                 f"imagined-to-collected ratio {imagined / max(1, frames):.1f}"
             )
-        print(f"run folder      {_folder(trainer)}", flush=True)
+        print(f"run folder      {folder}", flush=True)
 
-    @rank_zero_only
     def on_fit_end(self, trainer: L.Trainer, module: Any) -> None:
         """Print what there is to look at, unless the run was interrupted."""
         loop: Any = trainer.fit_loop
-        if loop.stop_requested or trainer.current_epoch < (trainer.max_epochs or 0):
-            return
         folder = _folder(trainer)
+        if (
+            not trainer.is_global_zero
+            or loop.interrupted_checkpoint is not None
+            or trainer.current_epoch < (trainer.max_epochs or 0)
+        ):
+            return
         checkpoint: Any = trainer.checkpoint_callback
         last = getattr(checkpoint, "last_model_path", "") or getattr(checkpoint, "best_model_path", "")
         print(f"\nDone: {trainer.current_epoch} epochs, {loop.frames_collected:,} frames. In {folder}:")
@@ -58,4 +62,5 @@ class RunSummary(L.Callback):
 
 
 def _folder(trainer: L.Trainer) -> Path:
+    # All processes must ask: the first one tells it to the others.
     return Path(trainer.log_dir or trainer.default_root_dir)
