@@ -244,7 +244,9 @@ class CollectTrainLoop(_FitLoop):
         resume = self._in_phase
         done = self.epoch_loop.batch_progress.current.completed if resume else 0
         self.epoch_loop.restarting = resume
-        if steps == 0:
+        if done >= steps:
+            # Nothing to do, or fewer steps were asked for than were done before the interruption.
+            self._in_phase = False
             return
         system.begin_phase(phase)
         _tell(trainer, "on_phase_start", phase, steps, done)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 from collections.abc import Callable
 from functools import partial
@@ -39,8 +40,10 @@ def _make(environment: str, options: dict[str, Any]) -> gym.Env[Any, Any]:
 
 
 def _worker(environment: str, options: dict[str, Any]) -> gym.Env[Any, Any]:
-    # Ctrl-C reaches every process of the terminal; the trainer alone decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C reaches every process of the terminal; the trainer alone decides what it means. (AsyncVectorEnv makes one
+    # environment in the trainer's own process too, to look at its spaces.)
+    if multiprocessing.parent_process() is not None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     return FinalInfo(_make(environment, options))
 
 
