@@ -26,7 +26,7 @@ def command(*arguments: object) -> list[str]:
 def run(*arguments: object, cwd: Path, status: int = 0) -> str:
     """Run the command in `cwd`; its output, both streams together."""
     done = subprocess.run(
-        command(*arguments), cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300
+        command(*arguments), cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120
     )
     assert done.returncode == status, done.stdout
     return done.stdout

@@ -64,7 +64,8 @@ def evaluate_episodes(episodes: list[Episode]) -> Evaluation:
     told = [e.achievements for e in episodes if e.achievements is not None]
     values: dict[str, float] = {}
     if told:
-        rates = AchievementRates(tuple(told[0]))
+        # The episodes are those of all processes already.
+        rates = AchievementRates(tuple(told[0]), sync_on_compute=False)
         for counts in told:
             rates.update(counts)
         values = {name: float(value) for name, value in rates.compute().items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -17,14 +19,15 @@ class AchievementRates(Metric):
 
     Args:
         names: of the achievements.
+        options: of `torchmetrics.Metric`.
     """
 
     unlocked: Tensor
     episodes: Tensor
     higher_is_better = True
 
-    def __init__(self, names: tuple[str, ...]) -> None:
-        super().__init__()
+    def __init__(self, names: tuple[str, ...], **options: Any) -> None:
+        super().__init__(**options)
         self.names = names
         self.add_state("unlocked", default=torch.zeros(len(names)), dist_reduce_fx="sum")
         self.add_state("episodes", default=torch.zeros(()), dist_reduce_fx="sum")

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from delta_iris.system import PHASES, DeltaIris
 
 __all__ = ["DeltaDDPStrategy"]
+
+
+# PyTorch 2.13 renamed the argument and warns of the old one.
+_PARAMETERS = inspect.signature(DistributedDataParallel.__init__).parameters
+_NO_BUFFER_SYNC = "forward_sync_buffers" if "forward_sync_buffers" in _PARAMETERS else "broadcast_buffers"
 
 
 class _Losses(nn.Module):
@@ -32,7 +39,8 @@ class DeltaDDPStrategy(DDPStrategy):
 
     def __init__(self, **kwargs: Any) -> None:
         # Buffers need no broadcast: codebooks are updated from reduced statistics, alike on all ranks.
-        super().__init__(broadcast_buffers=False, **kwargs)
+        options: dict[str, Any] = {_NO_BUFFER_SYNC: False} | kwargs
+        super().__init__(**options)
 
     def configure_ddp(self) -> None:
         """Wrap each module's losses; the root itself stays as it is."""

@@ -150,7 +150,8 @@ class DeltaIris(L.LightningModule):
         counts = totals.pop("tokenizer_code_counts")
         values = {f"held_out/{name}": value / batches for name, value in totals.items()}
         values["held_out/codebook_entropy"] = code_entropy(counts)
-        self.log_dict(values, rank_zero_only=True)
+        # Alike on all processes already; Lightning would warn of values that are not reduced.
+        self.log_dict(values, sync_dist=True)
 
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end

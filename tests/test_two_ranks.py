@@ -1,0 +1,81 @@
+"""Two processes equal one: gradients, codebook, means."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_agent, make_tokenizer, make_window, make_world_model
+from torch import distributed as dist
+from torch import multiprocessing
+from torch.nn.parallel import DistributedDataParallel
+
+from delta_iris.agent import ImaginedWindow
+from delta_iris.data.window import Window
+from delta_iris.strategy import _Losses
+
+BATCH = 4
+
+
+def make_case(name: str):
+    """A module and its inputs for the whole batch; the halves hold different amounts of padding."""
+    window = make_window(BATCH, padded=True)
+    window.valid[0, :5] = False
+    if name == "tokenizer":
+        return make_tokenizer(), window
+    if name == "world_model":
+        tokens = torch.randint(
+            0, 32, (BATCH, window.actions.shape[1] - 1, 4), generator=torch.Generator().manual_seed(1)
+        )
+        return make_world_model(), (window, tokens)
+    agent, generator = make_agent(), torch.Generator().manual_seed(1)
+    frames = torch.rand(BATCH, agent.burn_in + agent.horizon + 1, 3, 32, 32, generator=generator)
+    ends = torch.zeros(BATCH, agent.horizon, dtype=torch.long)
+    ends[0, 1] = 1
+    actions = torch.randint(0, 5, (BATCH, agent.horizon), generator=generator)
+    rewards = torch.randn(BATCH, agent.horizon, generator=generator)
+    valid = torch.ones(BATCH, agent.burn_in, dtype=torch.bool)
+    return agent, ImaginedWindow(frames, valid, actions, rewards, ends)
+
+
+def take(inputs, rows: slice):
+    if isinstance(inputs, torch.Tensor):
+        return inputs[rows]
+    parts = [take(part, rows) for part in inputs]
+    return type(inputs)(*parts) if isinstance(inputs, Window | ImaginedWindow) else tuple(parts)
+
+
+def outcome(module, losses) -> dict[str, torch.Tensor]:
+    losses["loss"].backward()
+    result = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
+    return result | {f"buffer {n}": b for n, b in module.named_buffers()}
+
+
+def work(rank: int, name: str, port: int, path: str) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    module, inputs = make_case(name)
+    half = take(inputs, slice(rank * BATCH // 2, (rank + 1) * BATCH // 2))
+    result = outcome(module, DistributedDataParallel(_Losses(module))(half))
+    torch.save(result, f"{path}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "world_model", "agent"])
+def test_gradients_and_codebook_equal_those_of_one_process(tmp_path: Path, name: str) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(work, (name, port, str(tmp_path)), nprocs=2)
+    module, inputs = make_case(name)
+    expected = outcome(module, module.training_step(inputs))
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert expected.keys() == ranks[0].keys()
+    assert any(value.abs().sum() > 0 for value in expected.values())
+    for key, value in expected.items():
+        assert torch.equal(ranks[0][key], ranks[1][key]), key
+        # float32 sums in another order; gradients here are at most around one.
+        torch.testing.assert_close(ranks[0][key], value, atol=2e-6, rtol=1e-4, msg=key)
