@@ -59,7 +59,8 @@ def work(rank: int, name: str, port: int, path: str) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=2)
     module, inputs = make_case(name)
     half = take(inputs, slice(rank * BATCH // 2, (rank + 1) * BATCH // 2))
-    result = outcome(module, DistributedDataParallel(_Losses(module))(half))
+    reducer = DistributedDataParallel(_Losses(module))  # kept: its hooks die with it
+    result = outcome(module, reducer(half))
     torch.save(result, f"{path}/{rank}.pt")
     dist.destroy_process_group()
 

@@ -61,6 +61,11 @@ class FrameEncoder(nn.Module):
         latent_channels: int = 8,
     ) -> None:
         super().__init__()
+        if len(set(halvings)) != len(halvings) or not set(halvings) <= set(range(len(multipliers) + 1)):
+            raise UserError(
+                f"the CNN's halvings {list(halvings)} must be different numbers from 0 to {len(multipliers)}, the number "
+                "of its multipliers"
+            )
         factor = 2 ** len(halvings)
         height, width = frame_size
         if height % factor or width % factor:
