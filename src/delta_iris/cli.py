@@ -67,6 +67,10 @@ class DeltaIrisCLI(LightningCLI):
 
     # --- before the classes are made ---
 
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would look for hyperparameters in the checkpoint here; ours come from config files alone, and a
+        damaged checkpoint deserves a better message than that look would give."""
+
     def before_instantiate_classes(self) -> None:
         """Settle what depends on the command: where runs live, and how several devices work together."""
         config = self._own
