@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from delta_iris.callbacks import PhaseCallback
 from delta_iris.data.datamodule import ReplayDataModule
+from delta_iris.errors import UserError
 from delta_iris.loop import CollectTrainLoop, install_loops
 from delta_iris.schedule import Collection, Phase, Schedule
 from delta_iris.system import DeltaIris
@@ -31,7 +32,13 @@ class Losses(PhaseCallback):
             trainer.fit_loop.stop_requested = True
 
 
-def train(folder: Path, epochs: int, checkpoint: Path | None = None, stop_after: int | None = None) -> Losses:
+def train(
+    folder: Path,
+    epochs: int,
+    checkpoint: Path | None = None,
+    stop_after: int | None = None,
+    learning_rate: float = 3e-4,
+) -> Losses:
     """Collect in the first epoch alone: environments under way begin anew after a resume, all else goes on."""
     L.seed_everything(3, verbose=False)
     losses = Losses(stop_after)
@@ -62,7 +69,8 @@ def train(folder: Path, epochs: int, checkpoint: Path | None = None, stop_after:
         val_batch_size=2,
     )
     torch.manual_seed(7)
-    system = DeltaIris(make_tokenizer(num_actions=17), make_world_model(num_actions=17), make_agent(num_actions=17))
+    tokenizer = make_tokenizer(num_actions=17, learning_rate=learning_rate, warmup_steps=0)
+    system = DeltaIris(tokenizer, make_world_model(num_actions=17), make_agent(num_actions=17))
     torch.manual_seed(8)
     trainer.fit(system, data, ckpt_path=checkpoint, weights_only=True)
     losses.system = system
@@ -98,3 +106,11 @@ def test_resuming_within_a_phase_equals_never_stopping(tmp_path: Path, uninterru
 def test_validation_does_not_change_training(tmp_path: Path, uninterrupted: Losses, monkeypatch) -> None:
     monkeypatch.setattr(CollectTrainLoop, "_validate", lambda self: None)
     assert train(tmp_path, 2).losses == uninterrupted.losses
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"tokenizer: .* stopped being a number .*model\.tokenizer\.init_args\.learning_rate"
+    ):
+        train(tmp_path, 1, learning_rate=1e30)
+    assert not list(tmp_path.rglob("*.ckpt"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -132,6 +133,10 @@ class DeltaIrisCLI(LightningCLI):
             launcher = self.trainer.strategy.launcher
             if isinstance(launcher, _SubprocessScriptLauncher):
                 launcher.kill(signal.SIGTERM)
+            # Lightning tears down only what ends well; environments left open would complain over the error itself.
+            assert self.datamodule is not None
+            with contextlib.suppress(Exception):
+                self.datamodule.teardown(subcommand)
             raise
 
     before_fit = before_validate = before_test = _check
@@ -179,5 +184,5 @@ def main(args: ArgsType = None) -> None:
         print(f"delta-iris: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     loop = cli.trainer.fit_loop
-    if isinstance(loop, CollectTrainLoop) and loop.stop_requested:
+    if isinstance(loop, CollectTrainLoop) and loop.interrupted_checkpoint is not None:
         raise SystemExit(130)

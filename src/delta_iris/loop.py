@@ -153,6 +153,7 @@ class CollectTrainLoop(_FitLoop):
         self.frames_collected = 0
         # Where in the epoch we are; saved with checkpoints.
         self._collected, self._phase, self._in_phase = False, 0, False
+        self._epoch_done = False
 
     # --- the run ---
 
@@ -172,7 +173,7 @@ class CollectTrainLoop(_FitLoop):
                 try:
                     self.on_advance_start()
                     self.advance()
-                    if self.stop_agreed():
+                    if not self._epoch_done:
                         self._save_interrupted()
                         break
                     self.on_advance_end()
@@ -196,7 +197,8 @@ class CollectTrainLoop(_FitLoop):
         self.epoch_progress.increment_started()
 
     def advance(self) -> None:
-        """One epoch, from wherever it stands."""
+        """One epoch, from wherever it stands, to its end or to where it was asked to stop."""
+        self._epoch_done = False
         if not self._collected:
             self._collect()
         while self._phase < len(PHASES):
@@ -208,8 +210,9 @@ class CollectTrainLoop(_FitLoop):
             self._phase += 1
         if self.epoch_loop._should_check_val_epoch():
             self._validate()
-        if not self.stop_agreed():
-            self._collected, self._phase = False, 0
+            if self.stop_agreed():
+                return
+        self._collected, self._phase, self._epoch_done = False, 0, True
 
     def _collect(self) -> None:
         trainer, epoch = self.trainer, self.trainer.current_epoch

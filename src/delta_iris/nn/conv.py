@@ -63,8 +63,8 @@ class FrameEncoder(nn.Module):
         super().__init__()
         if len(set(halvings)) != len(halvings) or not set(halvings) <= set(range(len(multipliers) + 1)):
             raise UserError(
-                f"the CNN's halvings {list(halvings)} must be different numbers from 0 to {len(multipliers)}, the number "
-                "of its multipliers"
+                f"the CNN's halvings {list(halvings)} must be different numbers from 0 to {len(multipliers)}, "
+                "the number of its multipliers"
             )
         factor = 2 ** len(halvings)
         height, width = frame_size

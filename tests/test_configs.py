@@ -1,0 +1,53 @@
+"""The configurations are what they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from delta_iris.agent import Agent
+from delta_iris.callbacks.summary import count_parameters
+from delta_iris.schedule import Collection, Phase, Schedule
+from delta_iris.tokenizer import TransformerTokenizer
+from delta_iris.world_model import WorldModel
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def load(name: str) -> dict[str, Any]:
+    return yaml.safe_load((CONFIGS / name).read_text())
+
+
+def schedule_of(config: dict[str, Any]) -> Schedule:
+    loop = dict(config["loop"])
+    return Schedule(Collection(**loop.pop("collection")), **{name: Phase(**plan) for name, plan in loop.items()})
+
+
+def test_crafter_is_the_papers_agent() -> None:
+    config = load("crafter.yaml")
+    options = {name: module["init_args"] for name, module in config["model"].items()}
+    sizes = {"frame_size": (64, 64), "num_actions": 17}
+    tokens = {key: options["tokenizer"][key] for key in ("tokens_per_frame", "codebook_size")}
+    with torch.device("meta"):
+        tokenizer = TransformerTokenizer(**sizes, window=21, **options["tokenizer"])
+        world_model = WorldModel(**sizes, window=21, **tokens, **options["world_model"])
+        agent = Agent(**sizes, **options["agent"])
+    assert tokens["tokens_per_frame"] == 4
+    assert count_parameters(tokenizer) + count_parameters(world_model) == pytest.approx(110e6, rel=0.03)
+    assert count_parameters(agent) == pytest.approx(7.5e6, rel=0.01)
+    schedule, epochs = schedule_of(config), config["trainer"]["max_epochs"]
+    frames = schedule.frames_until(epochs)
+    assert frames == 10_000_000
+    assert schedule.imagined_until(epochs, agent.horizon) / frames == 24
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("*.yaml")))
+def test_sizes_are_written_once(name: str) -> None:
+    model = load(name)["model"]
+    linked = {"frame_size", "num_actions", "window"}
+    assert all(not linked & set(module["init_args"]) for module in model.values())
+    assert not {"tokens_per_frame", "codebook_size"} & set(model["world_model"]["init_args"])
