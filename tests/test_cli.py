@@ -126,9 +126,10 @@ def test_a_finished_run_can_be_continued_in_its_folder(trained) -> None:
     assert [step for step, _ in scalars(folder)["train/episodes"]] == [500, 700, 900]
 
 
-@pytest.mark.parametrize("moment", ["collect", "tokenizer", "agent"])
+@pytest.mark.parametrize("moment", ["first collect", "collect", "tokenizer", "agent"])
 def test_ctrl_c_leaves_a_checkpoint_from_which_the_run_finishes(tmp_path: Path, moment: str) -> None:
     longer = {
+        "first collect": ("--loop.collection.first_epoch_frames", 100_000),
         "collect": ("--loop.collection.frames", 100_000),
         "tokenizer": ("--loop.tokenizer.steps", 100, "--loop.tokenizer.first_epoch_steps", 4),
         "agent": ("--loop.agent.steps", 40, "--loop.agent.first_epoch_steps", 2),
@@ -138,7 +139,12 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_the_run_finishes(tmp_path: Path, 
         command("fit", *configs, *longer), cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     assert process.stdout is not None
-    awaited = {"collect": "held out", "tokenizer": "epoch 2/2  collect", "agent": "epoch 2/2  world model"}[moment]
+    awaited = {
+        "first collect": "run folder",
+        "collect": "held out",
+        "tokenizer": "epoch 2/2  collect",
+        "agent": "epoch 2/2  world model",
+    }[moment]
     told = ""
     for line in process.stdout:
         told += line
@@ -154,12 +160,19 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_the_run_finishes(tmp_path: Path, 
     assert "Traceback" not in told
     assert "interrupted.ckpt" in told
     folder = tmp_path / "lightning_logs" / "quickstart" / "version_0"
-    shorter = () if moment == "collect" else longer
+    shorter = () if "collect" in moment else longer
     told = fit("--ckpt_path", folder / "checkpoints" / "interrupted.ckpt", *shorter, cwd=tmp_path)
     assert "epoch 2/2  agent" in told
-    assert ("epoch 2/2  collect" in told) == (moment == "collect")
+    assert ("epoch 2/2  collect" in told) == ("collect" in moment)
     assert ("epoch 2/2  world model" in told) == (moment != "agent")
     assert [step for step, _ in scalars(folder)["train/episodes"]][-1] == 700
+    names = {path.name for path in (folder / "checkpoints").iterdir()}
+    assert names == {"interrupted.ckpt", "epoch-0001.ckpt", "last.ckpt"} or names == {
+        "interrupted.ckpt", "epoch-0000.ckpt", "epoch-0001.ckpt", "last.ckpt"
+    }  # fmt: skip
+    newest = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert newest["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] == 2
+    assert yaml.safe_load((folder / "config.yaml").read_text())["ckpt_path"] is None
 
 
 def test_a_killed_run_resumes_from_its_last_epoch(tmp_path: Path) -> None:
@@ -195,6 +208,20 @@ def test_two_processes_train_together(tmp_path: Path) -> None:
     assert "resume with --trainer.devices 2" in told
 
 
+def test_another_environment_is_a_matter_of_configuration(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
+    (tmp_path / "blink.yaml").write_text(
+        "data: {environment: 'toy_env:Blink-v0', environment_options: null, frame_size: [32, 64], num_actions: 3}\n"
+        "model:\n  tokenizer:\n    class_path: delta_iris.tokenizer.TransformerTokenizer\n"
+        "    init_args: {patch_size: 8, tokens_per_frame: 8}\n"
+    )
+    told = fit("--config", tmp_path / "blink.yaml", "--trainer.max_epochs", 1, cwd=tmp_path)
+    assert "Done: 1 epochs" in told
+    values = scalars(tmp_path / "lightning_logs" / "quickstart" / "version_0")
+    assert "test/return" in values
+    assert "test/crafter_score" not in values
+
+
 def test_print_config_and_overrides() -> None:
     told = run("fit", "--config", ROOT / "configs" / "crafter.yaml", "--data.window", 26, "--print_config", cwd=ROOT)
     assert yaml.safe_load(told)["data"]["window"] == 26
@@ -215,6 +242,9 @@ def test_print_config_and_overrides() -> None:
         (["--trainer.precision", "16-mixed"], "use bf16-mixed"),
         (["--loop.collection.frames", 0, "--loop.collection.first_epoch_frames", 0], "the first epoch must collect"),
         (["--data.val_episodes", 3], "data.val_episodes is 3"),
+        (["--trainer.max_steps", 10], "trainer.max_steps 10 has no meaning here"),
+        (["--model.tokenizer.init_args.loss_weights", "{l3: 1.0}"], "loss_weights has no l3"),
+        (["--loop.collection.epsilon", 2], "epsilon 2.0 must lie between 0 and 1"),
     ],
 )
 def test_bad_input_is_told_in_a_line_before_anything_is_made(tmp_path: Path, arguments, told: str) -> None:

@@ -22,14 +22,15 @@ from delta_iris.system import DeltaIris
 class Losses(PhaseCallback):
     """Remembers every step's loss, and stops the run after one of them where asked to."""
 
-    def __init__(self, stop_after: int | None = None) -> None:
+    def __init__(self, stop_after: int | None, by_lightning: bool) -> None:
         self.losses: list[tuple[str, float]] = []
-        self.stop_after = stop_after
+        self.stop_after, self.by_lightning = stop_after, by_lightning
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.losses.append((module.phase, module.phase_metrics["loss"]))
         if len(self.losses) == self.stop_after:
-            trainer.fit_loop.stop_requested = True
+            owner, name = (trainer, "should_stop") if self.by_lightning else (trainer.fit_loop, "stop_requested")
+            setattr(owner, name, True)
 
 
 def train(
@@ -38,10 +39,11 @@ def train(
     checkpoint: Path | None = None,
     stop_after: int | None = None,
     learning_rate: float = 3e-4,
+    by_lightning: bool = False,
 ) -> Losses:
     """Collect in the first epoch alone: environments under way begin anew after a resume, all else goes on."""
     L.seed_everything(3, verbose=False)
-    losses = Losses(stop_after)
+    losses = Losses(stop_after, by_lightning)
     trainer = L.Trainer(
         default_root_dir=folder,
         accelerator="cpu",
@@ -114,3 +116,11 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(tmp_pat
     ):
         train(tmp_path, 1, learning_rate=1e30)
     assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_a_run_that_lightning_stops_in_a_phase_resumes_there(tmp_path: Path, uninterrupted: Losses) -> None:
+    """As `trainer.max_time` does: `should_stop` is set in the middle of a phase."""
+    first = train(tmp_path, 2, stop_after=7, by_lightning=True)
+    assert len(first.losses) == 7
+    second = train(tmp_path, 2, tmp_path / "checkpoints" / "interrupted.ckpt")
+    assert first.losses + second.losses == uninterrupted.losses

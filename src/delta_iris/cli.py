@@ -14,25 +14,34 @@ import lightning as L
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
-import delta_iris.strategy  # noqa: F401  (registers delta_ddp)
 from delta_iris.checkpoint import check_weights, load_checkpoint, run_folder
 from delta_iris.configuration import check_configuration
 from delta_iris.data.datamodule import ReplayDataModule
 from delta_iris.errors import UserError
 from delta_iris.loop import CollectTrainLoop, install_loops
 from delta_iris.schedule import Schedule
+from delta_iris.strategy import DeltaDDPStrategy
 from delta_iris.system import DeltaIris
 
 __all__ = ["DeltaIrisCLI", "main"]
 
 
+UNUSED = {"max_steps": -1, "min_steps": None, "limit_train_batches": 1.0, "overfit_batches": 0.0}
+"""Settings of Lightning's Trainer that its own loop would heed and this project's does not, with their defaults."""
+
+
 class _SaveConfig(SaveConfigCallback):
-    """Saves the configuration of training runs alone; `test` and `validate` make no run folder."""
+    """Saves the configuration that a run began with; `test` and `validate` make no run folder."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage == "fit":
+        if stage != "fit":
+            return
+        # Asked on all processes alike: the first one tells the others.
+        folder = trainer.log_dir
+        if folder is None or not (Path(folder) / self.config_filename).exists():
             super().setup(trainer, pl_module, stage)
 
 
@@ -44,7 +53,7 @@ class DeltaIrisCLI(LightningCLI):
             DeltaIris,
             ReplayDataModule,
             save_config_callback=_SaveConfig,
-            # A resumed run goes on in its folder; folders of other runs are refused before.
+            # Several processes come to write it; folders of other runs are refused before.
             save_config_kwargs={"overwrite": True},
             args=args,
         )
@@ -88,6 +97,14 @@ class DeltaIrisCLI(LightningCLI):
             )
         if str(trainer.precision) in ("16-mixed", "16", "16-true"):
             raise UserError(f"trainer.precision {trainer.precision} is not supported: use bf16-mixed or 32-true")
+        for key, default in UNUSED.items():
+            if trainer.get(key) not in (None, default):
+                raise UserError(
+                    f"trainer.{key} {trainer[key]} has no meaning here: an epoch's steps and batches are set by "
+                    "loop.<module>.steps and loop.<module>.batch_size, the run's length by trainer.max_epochs"
+                )
+        if trainer.log_every_n_steps is not None and trainer.log_every_n_steps < 1:
+            raise UserError(f"trainer.log_every_n_steps is {trainer.log_every_n_steps}: give 1 or more")
         if self.subcommand != "fit":
             trainer.logger = False
         elif isinstance(trainer.logger, Namespace) and "save_dir" in trainer.logger.init_args:
@@ -103,6 +120,11 @@ class DeltaIrisCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """A Trainer with the custom loops."""
         trainer = super().instantiate_trainer(**kwargs)
+        if isinstance(trainer.strategy, DDPStrategy) and not isinstance(trainer.strategy, DeltaDDPStrategy):
+            raise UserError(
+                "several devices or nodes need trainer.strategy delta_ddp; Lightning's own would reduce the gradients "
+                "of all modules at every step: set it, or trainer.devices 1"
+            )
         install_loops(trainer, self._get(self.config_init, "loop"))
         return trainer
 

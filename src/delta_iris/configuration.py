@@ -22,6 +22,15 @@ def check_configuration(system: DeltaIris, data: ReplayDataModule, schedule: Sch
             f"data.window {data.window} is too short for model.agent.init_args.burn_in {system.agent.burn_in} + 1 + "
             f"horizon {system.agent.horizon} frames: set data.window to {needed}, or a shorter horizon"
         )
+    for key, value in (("burn_in", system.agent.burn_in), ("horizon", system.agent.horizon)):
+        if value < 1:
+            raise UserError(f"model.agent.init_args.{key} is {value}: give 1 or more")
+    collection = schedule.collection
+    if min(collection.frames, collection.frames_in(0)) < 0 or not 0 <= collection.epsilon <= 1:
+        raise UserError(
+            f"loop.collection: frames {collection.frames} and first_epoch_frames {collection.first_epoch_frames} must "
+            f"not be negative, and epsilon {collection.epsilon} must lie between 0 and 1"
+        )
     if schedule.collection.frames_in(0) == 0:
         raise UserError(
             "loop.collection: the first epoch must collect, for there is nothing else to train on: set frames and "

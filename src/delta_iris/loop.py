@@ -89,7 +89,7 @@ class PlayEvaluateLoop(_EvaluationLoop):
         def progress(new_frames: int, ended: list[Episode]) -> bool:
             nonlocal frames
             frames += new_frames
-            _tell(trainer, "on_phase_progress", "play", len(ended), new_frames)
+            _tell(trainer, "on_phase_progress", "play", len(ended) * data.world_size, new_frames)
             return loop.stop_requested
 
         share = data.play_test_episodes(system.agent, episodes, progress)
@@ -166,6 +166,9 @@ class CollectTrainLoop(_FitLoop):
         self.setup_data()
         if self.skip:
             return
+        for phase in PHASES:
+            # Hours later would be late to learn that a batch cannot be shared out.
+            _data(self.trainer).share(f"loop.{phase}.batch_size", self.schedule.phase(phase).batch_size)
         self.reset()
         self.on_run_start()
         with _StopOnInterrupt(self):

@@ -38,4 +38,5 @@ class Throughput(PhaseCallback):
             values[f"throughput/{phase}_gib"] = torch.cuda.max_memory_allocated() / 2**30
         if phase == "agent" and self._frames:
             values["throughput/frames_per_second"] = self._frames / self._seconds
+            self._seconds, self._frames = 0.0, 0
         module.log_now(values, trainer.global_step)

@@ -11,6 +11,7 @@ from einops import rearrange, reduce
 from torch import Tensor
 
 from delta_iris.data.window import Window, to_float
+from delta_iris.errors import UserError
 from delta_iris.nn.masked import masked_mean
 from delta_iris.nn.optimizer import make_optimizer
 from delta_iris.tokenizer.quantizer import VectorQuantizer
@@ -18,6 +19,9 @@ from delta_iris.tokenizer.quantizer import VectorQuantizer
 __all__ = ["LossWeights", "Tokenizer"]
 
 LossWeights = dict[str, float]
+
+LOSS_WEIGHTS: LossWeights = {"l1": 0.1, "l2": 1.0, "max_pixel": 0.01, "commitment": 0.02}
+"""Default weights of the terms of a tokenizer's loss."""
 
 
 class Tokenizer(L.LightningModule):
@@ -32,7 +36,7 @@ class Tokenizer(L.LightningModule):
         max_transitions: longest window that `embed` and `decode` accept, in transitions.
         learning_rate, weight_decay, warmup_steps: of AdamW; warm-up in optimizer steps.
         gradient_clip: largest gradient norm.
-        loss_weights: of the terms `l1`, `l2`, `max_pixel` and `commitment`.
+        loss_weights: of the terms `l1`, `l2`, `max_pixel` and `commitment`, where not the defaults.
     """
 
     def __init__(
@@ -53,7 +57,13 @@ class Tokenizer(L.LightningModule):
         self.max_transitions = max_transitions
         self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
         self.gradient_clip = gradient_clip
-        self.loss_weights = loss_weights
+        unknown = set(loss_weights) - set(LOSS_WEIGHTS)
+        if unknown:
+            raise UserError(
+                f"model.tokenizer.init_args.loss_weights has no {', '.join(sorted(unknown))}: give some of "
+                f"{', '.join(LOSS_WEIGHTS)}"
+            )
+        self.loss_weights = LOSS_WEIGHTS | loss_weights
 
     @abstractmethod
     def embed(self, frames: Tensor, actions: Tensor, valid: Tensor) -> Tensor:

@@ -244,7 +244,7 @@ class TransformerTokenizer(Tokenizer):
         frame_multipliers, frame_halvings: its blocks; see `FrameEncoder`.
         difference, previous_patches, residual: see above.
         learning_rate, weight_decay, warmup_steps, gradient_clip: of the optimizer.
-        loss_weights: weights of the terms of the loss.
+        loss_weights: weights of the terms of the loss, where not the defaults.
 
     Raises:
         UserError: where patches, pooling and tokens do not fit together.
@@ -283,7 +283,7 @@ class TransformerTokenizer(Tokenizer):
             weight_decay,
             warmup_steps,
             gradient_clip,
-            loss_weights or {"l1": 0.1, "l2": 1.0, "max_pixel": 0.01, "commitment": 0.02},
+            loss_weights or {},
         )
         if len(encoder_layers) != len(decoder_layers):
             raise UserError(
