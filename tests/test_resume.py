@@ -124,3 +124,11 @@ def test_a_run_that_lightning_stops_in_a_phase_resumes_there(tmp_path: Path, uni
     assert len(first.losses) == 7
     second = train(tmp_path, 2, tmp_path / "checkpoints" / "interrupted.ckpt")
     assert first.losses + second.losses == uninterrupted.losses
+
+
+def test_a_resumed_run_takes_its_learning_rate_from_the_configuration(tmp_path: Path, uninterrupted: Losses) -> None:
+    train(tmp_path, 1)
+    second = train(tmp_path, 2, tmp_path / "checkpoints" / "last.ckpt", learning_rate=1e-5)
+    assert {group["lr"] for group in second.system.trainer.optimizers[0].param_groups} == {1e-5}
+    assert second.losses[0] == uninterrupted.losses[15]  # before the first step with the other rate
+    assert second.losses[1] != uninterrupted.losses[16]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from delta_iris.agent import Agent
 from delta_iris.checkpoint import check_weights
@@ -61,6 +62,20 @@ class DeltaIris(L.LightningModule):
         """One optimizer and one learning-rate schedule a module, in the order of `PHASES`."""
         return [self.child(name).configure_optimizers() for name in PHASES]
 
+    def on_train_start(self) -> None:
+        """Take the learning rates from the configuration: on a resume the checkpoint has just restored its own."""
+        optimizers, schedules = self._optimizers_and_schedules()
+        for name, optimizer, schedule in zip(PHASES, optimizers, schedules, strict=True):
+            schedule.base_lrs = [self.child(name).learning_rate] * len(optimizer.param_groups)
+            for group, rate, scale in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+                group["initial_lr"], group["lr"] = rate, rate * scale(schedule.last_epoch)
+
+    def _optimizers_and_schedules(self) -> tuple[list[LightningOptimizer], list[LambdaLR]]:
+        optimizers, schedules = self.optimizers(), self.lr_schedulers()
+        assert isinstance(optimizers, list)
+        assert isinstance(schedules, list)
+        return optimizers, cast(list[LambdaLR], schedules)
+
     def begin_phase(self, phase: str) -> None:
         """Train this module from now on."""
         self.phase = phase
@@ -86,17 +101,14 @@ class DeltaIris(L.LightningModule):
 
     def _optimize(self, loss: Tensor, metrics: dict[str, Tensor]) -> None:
         child, index = self.child(self.phase), PHASES.index(self.phase)
-        optimizers, schedules = self.optimizers(), self.lr_schedulers()
-        assert isinstance(optimizers, list)
-        assert isinstance(schedules, list)
+        optimizers, schedules = self._optimizers_and_schedules()
         optimizer, schedule = optimizers[index], schedules[index]
-        assert isinstance(optimizer, LightningOptimizer)
         optimizer.zero_grad()
         self.manual_backward(loss)
         # Clipped here rather than by the Trainer, which refuses to with manual optimization; the norm is worth seeing.
         metrics["gradient_norm"] = nn.utils.clip_grad_norm_(child.parameters(), child.gradient_clip)
         optimizer.step()
-        schedule.step()  # type: ignore[call-arg]
+        schedule.step()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Hand the hook to the module that was trained."""
