@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -191,6 +192,28 @@ def test_a_killed_run_resumes_from_its_last_epoch(tmp_path: Path) -> None:
     assert "epoch 1/2" not in told
     assert "epoch 2/2  collect" in told
     assert "Done: 2 epochs, 700 frames" in told
+
+
+def test_a_terminated_run_leaves_no_process_behind(tmp_path: Path) -> None:
+    configs = ("--config", ROOT / "configs" / "quickstart.yaml", "--config", TINY)
+    process = subprocess.Popen(
+        command("fit", *configs, "--loop.tokenizer.steps", 2000), cwd=tmp_path, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "epoch 1/2  collect" in line:
+            break
+    time.sleep(1)
+    process.terminate()
+    try:
+        process.communicate(timeout=60)  # until the last process that holds the pipe is gone
+        assert process.returncode == 143
+        with pytest.raises(ProcessLookupError):
+            os.killpg(process.pid, 0)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_two_processes_train_together(tmp_path: Path) -> None:

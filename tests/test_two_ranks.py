@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,9 @@ def work(rank: int, name: str, port: int, path: str) -> None:
     reducer = DistributedDataParallel(_Losses(module))  # kept: its hooks die with it
     result = outcome(module, reducer(half))
     torch.save(result, f"{path}/{rank}.pt")
+    # One process must not tear down what the other still talks to, nor a reducer outlive its group.
+    dist.barrier()
+    del reducer
     dist.destroy_process_group()
 
 
@@ -70,7 +74,10 @@ def test_gradients_and_codebook_equal_those_of_one_process(tmp_path: Path, name:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    multiprocessing.spawn(work, (name, port, str(tmp_path)), nprocs=2)
+    processes = multiprocessing.spawn(work, (name, port, str(tmp_path)), nprocs=2, join=False)
+    deadline = time.monotonic() + 90
+    while not processes.join(timeout=5):
+        assert time.monotonic() < deadline, "the two processes hang"
     module, inputs = make_case(name)
     expected = outcome(module, module.training_step(inputs))
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]

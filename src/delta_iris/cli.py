@@ -194,7 +194,7 @@ def _plain(value: Any) -> Any:
 
 
 def main(args: ArgsType = None) -> None:
-    """Run the command line; a `UserError` becomes one message and exit status 2, an interruption status 130."""
+    """Run the command line; a `UserError` becomes one message and exit status 2, an interruption status 130 or 143."""
     # Hints about matters that are settled here: workers read ahead, the loops log by themselves.
     for message in (".*does not have many workers.*", ".*`isinstance\\(treespec, LeafSpec\\)`.*", ".*pin_memory.*"):
         warnings.filterwarnings("ignore", message)
@@ -206,5 +206,8 @@ def main(args: ArgsType = None) -> None:
         print(f"delta-iris: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     loop = cli.trainer.fit_loop
+    if cli.trainer.received_sigterm:
+        # Lightning ends such a run quietly; what was waiting for it must not take it for a finished one.
+        raise SystemExit(143)
     if isinstance(loop, CollectTrainLoop) and loop.interrupted_checkpoint is not None:
         raise SystemExit(130)

@@ -79,6 +79,8 @@ def _as_is(window: Any) -> Any:
 
 def _leave_ctrl_c_to_the_trainer(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A forked worker has inherited Lightning's handler, with which it would outlive every terminate().
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
 
 

@@ -44,6 +44,8 @@ def _worker(environment: str, options: dict[str, Any]) -> gym.Env[Any, Any]:
     # environment in the trainer's own process too, to look at its spaces.)
     if multiprocessing.parent_process() is not None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # A forked process has inherited Lightning's handler, with which it would outlive every terminate().
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     return FinalInfo(_make(environment, options))
 
 
