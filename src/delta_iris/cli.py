@@ -16,6 +16,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from delta_iris.checkpoint import check_weights, load_checkpoint, run_folder
 from delta_iris.configuration import check_configuration
@@ -205,9 +206,9 @@ def main(args: ArgsType = None) -> None:
     except UserError as error:
         print(f"delta-iris: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except SIGTERMException:
+        # Lightning would exit with status 0; what waits for the run must not take it for a finished one.
+        raise SystemExit(143) from None
     loop = cli.trainer.fit_loop
-    if cli.trainer.received_sigterm:
-        # Lightning ends such a run quietly; what was waiting for it must not take it for a finished one.
-        raise SystemExit(143)
     if isinstance(loop, CollectTrainLoop) and loop.interrupted_checkpoint is not None:
         raise SystemExit(130)
