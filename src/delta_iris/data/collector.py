@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from typing import Any, Protocol
 
 import numpy as np
@@ -168,6 +169,11 @@ class Collector:
         try:
             return call(*args, **kwargs)
         except (EOFError, BrokenPipeError, ConnectionError) as error:
+            # A broken pipe may be noticed before the process that broke it has ended altogether.
+            ending = wait([process.sentinel for process in self.envs.processes], timeout=5)
+            for process in self.envs.processes:
+                if process.sentinel in ending:
+                    process.join(timeout=5)
             codes = {i: p.exitcode for i, p in enumerate(self.envs.processes) if not p.is_alive()}
             raise UserError(
                 f"an environment's process died (environment: exit code {codes or 'unknown'}), often for want of "
