@@ -64,10 +64,5 @@ def _differences(theirs: Any, ours: Any, prefix: str = "") -> Iterator[str]:
     if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
         for key in sorted({*theirs, *ours}):
             yield from _differences(theirs.get(key), ours.get(key), f"{prefix}{key}.")
-    elif theirs != ours and list_or_self(theirs) != list_or_self(ours):
+    elif theirs != ours:
         yield f"{prefix[:-1]}: {theirs} there, {ours} here"
-
-
-def list_or_self(value: Any) -> Any:
-    """Tuples and lists are the same in YAML."""
-    return list(value) if isinstance(value, tuple) else value

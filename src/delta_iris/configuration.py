@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from delta_iris.data.datamodule import ReplayDataModule
 from delta_iris.errors import UserError
-from delta_iris.schedule import Schedule
-from delta_iris.system import PHASES, DeltaIris
+from delta_iris.schedule import PHASES, Schedule
+from delta_iris.system import DeltaIris
 
 __all__ = ["check_configuration"]
 

@@ -27,8 +27,8 @@ from delta_iris.callbacks.phases import PhaseCallback, Rollout, Training
 from delta_iris.data.collector import Episode
 from delta_iris.data.datamodule import ReplayDataModule
 from delta_iris.nn.distributed import gather_objects
-from delta_iris.schedule import Schedule
-from delta_iris.system import PHASES, DeltaIris
+from delta_iris.schedule import PHASES, Schedule
+from delta_iris.system import DeltaIris
 
 __all__ = ["CollectTrainLoop", "install_loops"]
 

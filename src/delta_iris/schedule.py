@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-__all__ = ["Collection", "Phase", "Schedule"]
+__all__ = ["PHASES", "Collection", "Phase", "Schedule"]
+
+PHASES = ("tokenizer", "world_model", "agent")
+"""The training phases of an epoch, in order; also the names of the modules they train."""
 
 
 @dataclass

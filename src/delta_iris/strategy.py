@@ -9,7 +9,8 @@ from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from delta_iris.system import PHASES, DeltaIris
+from delta_iris.schedule import PHASES
+from delta_iris.system import DeltaIris
 
 __all__ = ["DeltaDDPStrategy"]
 

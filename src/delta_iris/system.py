@@ -17,14 +17,12 @@ from delta_iris.checkpoint import check_weights
 from delta_iris.data.window import Window
 from delta_iris.errors import UserError
 from delta_iris.imagination import Imagination
+from delta_iris.schedule import PHASES
 from delta_iris.tokenizer import Tokenizer
 from delta_iris.tokenizer.quantizer import code_entropy
 from delta_iris.world_model import WorldModel
 
-__all__ = ["PHASES", "DeltaIris"]
-
-PHASES = ("tokenizer", "world_model", "agent")
-"""The training phases of an epoch, in order; also the names of the modules they train."""
+__all__ = ["DeltaIris"]
 
 
 class DeltaIris(L.LightningModule):

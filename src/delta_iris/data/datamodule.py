@@ -22,10 +22,9 @@ from delta_iris.data.window import Window
 from delta_iris.envs.vector import check_environment, make_vector_env
 from delta_iris.errors import UserError
 from delta_iris.nn.distributed import gather_objects
+from delta_iris.schedule import PHASES
 
 __all__ = ["ReplayDataModule"]
-
-PHASES = ("tokenizer", "world_model", "agent")
 
 HELD_OUT_SEED = 1 << 20
 """Distance of the seeds of test environments from those of training ones: they never meet."""
