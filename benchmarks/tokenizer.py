@@ -117,6 +117,7 @@ def main() -> None:
                 losses = tokenizer.training_step(batch)
             optimizer.zero_grad()
             losses["loss"].backward()
+            losses |= tokenizer.update_codebook()
             torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), tokenizer.gradient_clip)
             optimizer.step()
             schedule.step()

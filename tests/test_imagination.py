@@ -60,9 +60,10 @@ def test_imagination_goes_on_beyond_the_window(tokenizer, world_model) -> None:
         assert set(end.unique().tolist()) <= {0, 1}
         history.append(frame)
     # Since the caches last began anew, everything follows from the frames, actions and tokens it remembers.
-    kept = imagination._frames.shape[1]
-    torch.testing.assert_close(imagination._frames, torch.stack(history[-kept:], 1))
-    assert torch.equal(imagination._actions, torch.stack(actions[1 - kept :], 1))
+    kept = len(imagination._frames)
+    assert context <= kept <= FRAMES
+    torch.testing.assert_close(torch.stack(imagination._frames), torch.stack(history[-kept:]))
+    assert torch.equal(torch.stack(imagination._actions), torch.stack(actions[1 - kept :]))
 
 
 def test_a_rollout_is_what_the_agent_trains_on(tokenizer, world_model, agent) -> None:

@@ -43,6 +43,8 @@ def check_configuration(system: DeltaIris, data: ReplayDataModule, schedule: Sch
                 raise UserError(f"loop.{phase}.{key} is {value}: give 0 or more")
         if plan.batch_size < 1:
             raise UserError(f"loop.{phase}.batch_size is {plan.batch_size}: give 1 or more")
+        if plan.micro_batch_size is not None and plan.micro_batch_size < 1:
+            raise UserError(f"loop.{phase}.micro_batch_size is {plan.micro_batch_size}: give 1 or more, or null")
     for key in ("num_envs", "num_test_envs", "val_episodes", "test_episodes", "val_batches", "val_batch_size"):
         if getattr(data, key) < 1:
             raise UserError(f"data.{key} is {getattr(data, key)}: give 1 or more")

@@ -31,15 +31,17 @@ class Imagination:
     Args:
         tokenizer: encodes the real frames, paints the imagined ones.
         world_model: predicts tokens, rewards and ends.
-        context: frames that the caches start anew from.
+        context: frames that the caches start anew from, 2 or more.
     """
 
     def __init__(self, tokenizer: Tokenizer, world_model: WorldModel, context: int = 6) -> None:
         self.tokenizer, self.world_model, self.context = tokenizer, world_model, context
-        self._frames: Tensor
-        self._actions: Tensor
-        self._tokens: Tensor
-        self._valid: Tensor
+        # The trajectory so far, a tensor a step: frames (B, 3, H, W) and which are real (B,); actions (B,) and tokens
+        # (B, K) of the transitions between them.
+        self._frames: list[Tensor]
+        self._valid: list[Tensor]
+        self._actions: list[Tensor]
+        self._tokens: list[Tensor]
         self._dynamics: DynamicsCache
         self._decoder: Any
 
@@ -53,21 +55,20 @@ class Imagination:
         Returns:
             that frame, (B, 3, H, W) floats in [0, 1].
         """
-        self._frames = to_float(window.frames)
-        self._actions, self._valid = window.actions[:, :-1], window.valid
-        self._tokens = self.tokenizer.encode(self._frames, window.actions, window.valid)
-        self._fill_caches()
-        return self._frames[:, -1]
+        frames = to_float(window.frames)
+        tokens = self.tokenizer.encode(frames, window.actions, window.valid)
+        self._frames, self._valid = list(frames.unbind(1)), list(window.valid.unbind(1))
+        self._actions, self._tokens = list(window.actions[:, :-1].unbind(1)), list(tokens.unbind(1))
+        self._fill_caches(frames[:, :-1], window.actions[:, :-1], tokens, window.valid)
+        return self._frames[-1]
 
-    def _fill_caches(self) -> None:
+    def _fill_caches(self, past: Tensor, actions: Tensor, tokens: Tensor, valid: Tensor) -> None:
         """Write the known past, all of it before the frame to act on, into fresh caches."""
-        past, valid = self._frames[:, :-1], self._valid[:, :-1]
-        self._dynamics = self.world_model.dynamics.start(past, self._actions, self._tokens, valid)
+        self._dynamics = self.world_model.dynamics.start(past, actions, tokens, valid[:, :-1])
         self._decoder = self.tokenizer.start_decoding(len(past))
         if past.shape[1] > 0:
-            codes = self.tokenizer.quantizer.lookup(self._tokens)
-            transitions = valid & self._valid[:, 1:]
-            self.tokenizer.decode(past, self._actions, codes, transitions, self._decoder)
+            codes = self.tokenizer.quantizer.lookup(tokens)
+            self.tokenizer.decode(past, actions, codes, valid[:, :-1] & valid[:, 1:], self._decoder)
 
     @torch.no_grad()
     def step(self, actions: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,9 +82,9 @@ class Imagination:
             the next frame (B, 3, H, W) floats clamped to [0, 1], the reward (B,) and whether the episode ended (B,)
             int64. What follows an end means nothing.
         """
-        if self._frames.shape[1] > self.tokenizer.max_transitions:
+        if len(self._frames) > self.tokenizer.max_transitions:
             self._forget()
-        dynamics, frame = self.world_model.dynamics, self._frames[:, -1]
+        dynamics, frame = self.world_model.dynamics, self._frames[-1]
         token_logits, reward_logits, end_logits = dynamics.act(frame, actions, self._dynamics)
         chosen: list[Tensor] = []
         for k in range(self.tokenizer.tokens_per_frame):
@@ -91,44 +92,46 @@ class Imagination:
                 token_logits = dynamics.next_token(chosen[-1], self._dynamics)
             chosen.append(sample(token_logits) if tokens is None else tokens[:, k])
         dynamics.finish(chosen[-1], self._dynamics)
-        transition = torch.stack(chosen, dim=1)
+        transition, real = torch.stack(chosen, dim=1), torch.ones_like(actions, dtype=torch.bool)
         painted = self.tokenizer.decode(
             frame.unsqueeze(1),
             actions.unsqueeze(1),
             self.tokenizer.quantizer.lookup(transition).unsqueeze(1),
-            torch.ones_like(actions, dtype=torch.bool).unsqueeze(1),
+            real.unsqueeze(1),
             self._decoder,
         )
         next_frame = painted[:, 0].float().clamp(0, 1)
-        self._frames = torch.cat([self._frames, next_frame.unsqueeze(1)], dim=1)
-        self._actions = torch.cat([self._actions, actions.unsqueeze(1)], dim=1)
-        self._tokens = torch.cat([self._tokens, transition.unsqueeze(1)], dim=1)
-        self._valid = torch.cat([self._valid, torch.ones_like(self._valid[:, :1])], dim=1)
+        self._frames.append(next_frame)
+        self._valid.append(real)
+        self._actions.append(actions)
+        self._tokens.append(transition)
         return next_frame, self.world_model.rewards.mean(reward_logits), sample(end_logits)
 
     def _forget(self) -> None:
-        keep = self.context
-        self._frames, self._valid = self._frames[:, -keep:], self._valid[:, -keep:]
-        self._actions, self._tokens = self._actions[:, 1 - keep :], self._tokens[:, 1 - keep :]
-        self._fill_caches()
+        """Keep the last frames alone, and the transitions between them."""
+        self._frames, self._valid = self._frames[-self.context :], self._valid[-self.context :]
+        between = len(self._actions) + 1 - self.context
+        self._actions, self._tokens = self._actions[between:], self._tokens[between:]
+        past = torch.stack(self._frames, 1)[:, :-1]
+        actions, tokens = torch.stack(self._actions, 1), torch.stack(self._tokens, 1)
+        self._fill_caches(past, actions, tokens, torch.stack(self._valid, 1))
 
     @torch.no_grad()
     def rollout(self, agent: Agent, window: Window) -> ImaginedWindow:
         """Let the agent act for its horizon, starting from real windows of burn-in + 1 steps."""
         frame = self.reset(window)
-        burn_in = self._frames[:, :-1]
+        burn_in = to_float(window.frames[:, :-1])
         with torch.autocast(frame.device.type, enabled=False):
             state = agent.network.burn_in(burn_in, window.valid[:, :-1])
-        frames, actions, rewards, ends = [frame], [], [], []
+        actions, rewards, ends = [], [], []
         for _ in range(agent.horizon):
             action, state = agent.act(frame, state)
             frame, reward, end = self.step(action)
-            frames.append(frame)
             actions.append(action)
             rewards.append(reward)
             ends.append(end)
         return ImaginedWindow(
-            torch.cat([burn_in, torch.stack(frames, 1)], 1),
+            torch.stack(self._frames, 1),
             window.valid[:, :-1],
             torch.stack(actions, 1),
             torch.stack(rewards, 1),

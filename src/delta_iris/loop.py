@@ -254,7 +254,7 @@ class CollectTrainLoop(_FitLoop):
             # Nothing to do, or fewer steps were asked for than were done before the interruption.
             self._in_phase = False
             return
-        system.begin_phase(phase)
+        system.begin_phase(phase, plan.micro_batch_size)
         _tell(trainer, "on_phase_start", phase, steps, done)
         started = time.monotonic()
         # The first epoch trains long on little: those draws would weigh on its episodes for ever.

@@ -41,11 +41,14 @@ class Phase:
         steps: optimizer steps in each epoch.
         batch_size: windows a step, over all processes.
         first_epoch_steps: steps in the first epoch; `steps` where None.
+        micro_batch_size: windows computed at a time by each process, where memory is short; gradients and codebook are
+            those of the whole batch all the same.
     """
 
     steps: int = 500
     batch_size: int = 32
     first_epoch_steps: int | None = None
+    micro_batch_size: int | None = None
 
     def steps_in(self, epoch: int) -> int:
         """Steps in an epoch, counted from 0."""

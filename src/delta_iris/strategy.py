@@ -27,8 +27,8 @@ class _Losses(nn.Module):
         super().__init__()
         self.module = module
 
-    def forward(self, inputs: Any) -> dict[str, Tensor]:
-        return self.module.training_step(inputs)
+    def forward(self, *inputs: Any) -> dict[str, Tensor]:
+        return self.module.training_step(*inputs)
 
 
 class DeltaDDPStrategy(DDPStrategy):

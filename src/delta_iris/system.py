@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -10,13 +11,20 @@ import lightning as L
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils._pytree import tree_leaves, tree_map
 
 from delta_iris.agent import Agent
 from delta_iris.checkpoint import check_weights
 from delta_iris.data.window import Window
 from delta_iris.errors import UserError
+from delta_iris.graphs import Graphed
 from delta_iris.imagination import Imagination
+from delta_iris.nn.acceleration import accelerated
+from delta_iris.nn.distributed import world_size
+from delta_iris.nn.frozen import FrozenCopy
+from delta_iris.nn.transformer import autocast_dtype
 from delta_iris.schedule import PHASES
 from delta_iris.tokenizer import Tokenizer
 from delta_iris.tokenizer.quantizer import code_entropy
@@ -32,10 +40,13 @@ class DeltaIris(L.LightningModule):
         tokenizer: encodes frames as tokens.
         world_model: predicts tokens, rewards and ends.
         agent: acts.
+        accelerate: whether to compile what trains and to launch it as CUDA graphs, where there is a CUDA device; turn
+            it off to debug.
     """
 
-    def __init__(self, tokenizer: Tokenizer, world_model: WorldModel, agent: Agent) -> None:
+    def __init__(self, tokenizer: Tokenizer, world_model: WorldModel, agent: Agent, accelerate: bool = True) -> None:
         super().__init__()
+        self.accelerate = accelerate
         self.automatic_optimization = False
         self.tokenizer, self.world_model, self.agent = tokenizer, world_model, agent
         self.phase = PHASES[0]
@@ -44,8 +55,14 @@ class DeltaIris(L.LightningModule):
         self.configuration: dict[str, Any] = {}
         self.held_out_window: Window | None = None
         self.phase_metrics: dict[str, float] = {}
-        self._sums: dict[str, Tensor] = {}
+        self._names: list[str] = []
+        self._sum: Tensor | None = None
         self._count = 0
+        self._micro_batch_size: int | None = None
+        self._graphs: dict[str, tuple[Callable[..., Any], Callable[..., dict[str, Tensor]]]] = {}
+        self._frozen: tuple[FrozenCopy[Tokenizer], FrozenCopy[WorldModel]] | None = None
+        self._frozen_follow = False
+        self._graph_pool: Any = None
         self._held_out: dict[str, Tensor] = {}
 
     def child(self, name: str) -> Tokenizer | WorldModel | Agent:
@@ -59,6 +76,11 @@ class DeltaIris(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """One optimizer and one learning-rate schedule a module, in the order of `PHASES`."""
         return [self.child(name).configure_optimizers() for name in PHASES]
+
+    @property
+    def accelerating(self) -> bool:
+        """Whether steps are compiled and launched as CUDA graphs: where that is wanted, and the device is one."""
+        return self.accelerate and self.device.type == "cuda"
 
     def on_train_start(self) -> None:
         """Take the learning rates from the configuration: on a resume the checkpoint has just restored its own."""
@@ -74,39 +96,99 @@ class DeltaIris(L.LightningModule):
         assert isinstance(schedules, list)
         return optimizers, cast(list[LambdaLR], schedules)
 
-    def begin_phase(self, phase: str) -> None:
-        """Train this module from now on."""
-        self.phase = phase
-        self._sums, self._count, self.phase_metrics = {}, 0, {}
+    def begin_phase(self, phase: str, micro_batch_size: int | None = None) -> None:
+        """Train this module from now on, on so many windows at a time (all of a batch where None)."""
+        self.phase, self._micro_batch_size = phase, micro_batch_size
+        self._sum, self._names, self._count, self.phase_metrics = None, [], 0, {}
+        self._frozen_follow = False
 
     def training_step(self, window: Window, batch_idx: int) -> None:
         """One optimizer step of the module whose phase it is."""
-        losses = self.steps.get(self.phase, self.child(self.phase).training_step)(self._inputs(window))
-        self._optimize(losses["loss"], losses)
-        for name, value in losses.items():
-            value = value.detach().float()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        index = PHASES.index(self.phase)
+        optimizers, schedules = self._optimizers_and_schedules()
+        try:
+            with accelerated(self.accelerating):
+                make_inputs, learn = self._step_functions()
+                metrics = learn(make_inputs(window))
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"{self.phase}: the GPU is out of memory; halve loop.{self.phase}.micro_batch_size (now "
+                f"{self._micro_batch_size or 'all windows at once'}), which leaves the results equal; the last "
+                "checkpoint is safe: resume it with --ckpt_path"
+            ) from error
+        optimizers[index].step()
+        schedules[index].step()
+        # One small tensor a step, summed on the device.
+        values = torch.stack([value.detach().float() for value in metrics.values()])
+        self._names, self._sum = list(metrics), values if self._sum is None else self._sum + values
         self._count += 1
         if (batch_idx + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.flush_metrics()
 
-    def _inputs(self, window: Window) -> Any:
+    def _step_functions(self) -> tuple[Callable[..., Any], Callable[..., dict[str, Tensor]]]:
+        """`inputs` and `backward_step` as they are or, accelerating, each as a CUDA graph of its own."""
+        phase = self.phase
+        if not self.accelerating:
+            return self.inputs, self.backward_step
+        if phase == "agent":
+            self._refresh_frozen()
+        if phase not in self._graphs:
+            if self._graph_pool is None:
+                self._graph_pool = torch.cuda.graph_pool_handle()
+            pool = self._graph_pool
+            make_inputs = self.inputs if phase == "tokenizer" else Graphed(self.inputs, list, pool)
+            # Reducing gradients over processes stays a sequence of launches.
+            child = self.child(phase)
+            learn = self.backward_step if world_size() > 1 else Graphed(self.backward_step, child.buffers, pool)
+            self._graphs[phase] = make_inputs, learn
+        return self._graphs[phase]
+
+    def _refresh_frozen(self) -> None:
+        """Have the copies that the agent imagines with follow the modules, once a phase."""
+        if self._frozen is None and autocast_dtype(self.device) != torch.float32:
+            dtype = autocast_dtype(self.device)
+            self._frozen = FrozenCopy(self.tokenizer, dtype), FrozenCopy(self.world_model, dtype)
+        if self._frozen is not None and not self._frozen_follow:
+            for copied in self._frozen:
+                copied.refresh()
+        self._frozen_follow = True
+
+    def inputs(self, window: Window) -> Any:
+        """What the module of the phase trains on: the window, with its tokens, or what is imagined from it."""
         if self.phase == "tokenizer":
             return window
         if self.phase == "world_model":
             return window, self.tokenizer.encode(window.frames, window.actions, window.valid)
-        return Imagination(self.tokenizer, self.world_model, self.agent.burn_in + 1).rollout(self.agent, window)
+        tokenizer, world_model = self.tokenizer, self.world_model
+        if self._frozen is not None:
+            tokenizer, world_model = self._frozen[0].module, self._frozen[1].module
+        return Imagination(tokenizer, world_model, self.agent.burn_in + 1).rollout(self.agent, window)
 
-    def _optimize(self, loss: Tensor, metrics: dict[str, Tensor]) -> None:
-        child, index = self.child(self.phase), PHASES.index(self.phase)
-        optimizers, schedules = self._optimizers_and_schedules()
-        optimizer, schedule = optimizers[index], schedules[index]
-        optimizer.zero_grad()
-        self.manual_backward(loss)
+    def backward_step(self, inputs: Any) -> dict[str, Tensor]:
+        """Compute and clip the gradients of the phase's module; return its losses and metrics.
+
+        Args:
+            inputs: from `inputs`. They are worked on in parts of `micro_batch_size`, with the same result.
+        """
+        child = self.child(self.phase)
+        step = self.steps.get(self.phase, child.training_step)
+        for parameter in child.parameters():
+            parameter.grad = None
+        parts = _split(inputs, self._micro_batch_size)
+        metrics: dict[str, Tensor] = {}
+        for number, part in enumerate(parts, start=1):
+            # Data-parallel gradients are reduced once, with the last part.
+            waits = number < len(parts) and isinstance(step, DistributedDataParallel)
+            with step.no_sync() if waits else contextlib.nullcontext():  # type: ignore[attr-defined]
+                losses = step(part, inputs) if len(parts) > 1 else step(part)
+                self.manual_backward(losses["loss"])
+            for name, value in losses.items():
+                metrics[name] = metrics[name] + value.detach() if name in metrics else value.detach()
+        if isinstance(child, Tokenizer):
+            metrics |= child.update_codebook()
         # Clipped here rather than by the Trainer, which refuses to with manual optimization; the norm is worth seeing.
         metrics["gradient_norm"] = nn.utils.clip_grad_norm_(child.parameters(), child.gradient_clip)
-        optimizer.step()
-        schedule.step()
+        return metrics
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Hand the hook to the module that was trained."""
@@ -120,11 +202,10 @@ class DeltaIris(L.LightningModule):
         """
         if self._count == 0:
             return
-        names = list(self._sums)
-        means = torch.stack([self._sums[name].to(self.device) for name in names]) / self._count
-        means = self.trainer.strategy.reduce(means, reduce_op="mean")
-        values = dict(zip(names, means.tolist(), strict=True))
-        self._sums, self._count = {}, 0
+        assert self._sum is not None
+        means = self.trainer.strategy.reduce(self._sum / self._count, reduce_op="mean")
+        values = dict(zip(self._names, means.tolist(), strict=True))
+        self._sum, self._count = None, 0
         if not all(map(_is_finite, values.values())):
             bad = ", ".join(name for name, value in values.items() if not _is_finite(value))
             raise UserError(
@@ -176,6 +257,13 @@ class DeltaIris(L.LightningModule):
         """Refuse weights of another configuration before anything is overwritten."""
         path = self._trainer.ckpt_path if self._trainer is not None else None
         check_weights(checkpoint, self.state_dict(), self.configuration, Path(str(path or "the checkpoint")))
+
+
+def _split(inputs: Any, size: int | None) -> list[Any]:
+    """Cut tensors nested in tuples into parts of at most `size` windows."""
+    batch = len(tree_leaves(inputs)[0])
+    size = size or batch
+    return [tree_map(lambda x, i=i: x[i : i + size], inputs) for i in range(0, batch, size)]
 
 
 def _is_finite(value: float) -> bool:

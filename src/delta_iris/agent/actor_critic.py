@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -64,8 +65,12 @@ class ActorCritic(nn.Module):
         Returns:
             logits of the actions (B, T, A), of the values' bins (B, T, bins), and the state after the last frame.
         """
-        features = rearrange(self.cnn(rearrange(frames, "b t c h w -> (b t) c h w")), "(b t) d -> b t d", b=len(frames))
-        hidden, state = self.lstm(features, state)
+        features = self._look(frames)
+        if frames.shape[1] > 1:
+            hidden, state = self.lstm(features, state)
+        else:
+            state = self._remember(features[:, 0], state)
+            hidden = state[0].transpose(0, 1)
         return self.actor(hidden), self.critic(hidden), state
 
     @torch.no_grad()
@@ -77,9 +82,18 @@ class ActorCritic(nn.Module):
             valid: (B, T) bool.
         """
         state = self.initial_state(len(frames))
-        features = rearrange(self.cnn(rearrange(frames, "b t c h w -> (b t) c h w")), "(b t) d -> b t d", b=len(frames))
+        features = self._look(frames)
         for t in range(frames.shape[1]):
-            _, (hidden, cell) = self.lstm(features[:, t : t + 1], state)
+            hidden, cell = self._remember(features[:, t], state)
             keep = valid[:, t].view(1, -1, 1)
             state = (torch.where(keep, hidden, state[0]), torch.where(keep, cell, state[1]))
         return state
+
+    def _look(self, frames: Tensor) -> Tensor:
+        return rearrange(self.cnn(rearrange(frames, "b t c h w -> (b t) c h w")), "(b t) d -> b t d", b=len(frames))
+
+    def _remember(self, features: Tensor, state: State) -> State:
+        """One step of the LSTM, on features (B, d): as a cell, which is a fraction of the launches of a sequence."""
+        weights: Any = self.lstm.all_weights[0]
+        hidden, cell = torch.lstm_cell(features, (state[0][0], state[1][0]), *weights)
+        return hidden.unsqueeze(0), cell.unsqueeze(0)

@@ -111,9 +111,10 @@ class Agent(L.LightningModule):
             noise = torch.empty_like(logits[:, 0]).exponential_().log_()
             return (logits[:, 0] - noise).argmax(-1), state
 
-    def training_step(self, imagined: ImaginedWindow, batch_idx: int = 0) -> dict[str, Tensor]:
+    def training_step(self, imagined: ImaginedWindow, whole: ImaginedWindow | None = None) -> dict[str, Tensor]:
         """One step's losses on imagined windows; nothing after the first imagined end counts.
 
+        Where `imagined` is a part of a batch, `whole` is all of it: the losses of the parts add up to the batch's.
         The imagined frames carry no gradient: actor and critic are evaluated once, over the whole sequence.
         """
         # The agent is small and its policy gradient noisy: it works in full precision whatever the others do.
@@ -125,27 +126,29 @@ class Agent(L.LightningModule):
                 targets = self.values.mean(target_logits)
                 returns = lambda_returns(imagined.rewards, imagined.ends, targets[:, 1:], self.discount, self.lambda_)
             mask = until_first_end(imagined.ends)
+            all_steps = mask if whole is None else until_first_end(whole.ends)
             log_policy = F.log_softmax(logits, dim=-1)
             log_taken = log_policy.gather(-1, imagined.actions.unsqueeze(-1)).squeeze(-1)
-            actor_loss = masked_mean(-log_taken * (returns - targets[:, :-1]), mask)
-            entropy = masked_mean(-(log_policy.exp() * log_policy).sum(-1), mask)
-            critic_loss = masked_mean(self.values.cross_entropy(value_logits, returns), mask)
+            actor_loss = masked_mean(-log_taken * (returns - targets[:, :-1]), mask, all_steps)
+            entropy = masked_mean(-(log_policy.exp() * log_policy).sum(-1), mask, all_steps)
+            critic_loss = masked_mean(self.values.cross_entropy(value_logits, returns), mask, all_steps)
             loss = actor_loss + critic_loss - self.entropy_weight * entropy
         return {
             "loss": loss,
             "actor_loss": actor_loss.detach(),
             "critic_loss": critic_loss.detach(),
             "policy_entropy": entropy.detach(),
-            "imagined_return": masked_mean(returns, mask),
-            "imagined_reward": masked_mean(imagined.rewards, mask),
-            "imagined_steps": mask.float().sum(1).mean(),
+            "imagined_return": masked_mean(returns, mask, all_steps),
+            "imagined_reward": masked_mean(imagined.rewards, mask, all_steps),
+            "imagined_steps": mask.float().sum() / len(all_steps),
         }
 
     @torch.no_grad()
     def on_train_batch_end(self, *_: Any) -> None:
         """Move the target network, the CNN and the LSTM included, towards the network."""
-        for target, source in zip(self.target.parameters(), self.network.parameters(), strict=True):
-            target.lerp_(source, 1 - self.target_decay)
+        targets: list[Tensor] = list(self.target.parameters())
+        sources: list[Tensor] = list(self.network.parameters())
+        torch._foreach_lerp_(targets, sources, 1 - self.target_decay)
 
     def configure_optimizers(self) -> Any:
         """Adam; see `make_optimizer`."""

@@ -38,6 +38,11 @@ class RunSummary(L.Callback):
                 f"{epochs} epochs".ljust(16) + f"{frames:,} frames collected, {imagined:,} imagined: "
                 f"imagined-to-collected ratio {imagined / max(1, frames):.1f}"
             )
+        if module.accelerating:
+            told = "on: compiled, launched as CUDA graphs (the first steps of each phase take a minute)"
+        else:
+            told = "off, by model.accelerate" if not module.accelerate else f"off: no CUDA device ({module.device})"
+        print(f"acceleration    {told}")
         print(f"run folder      {folder}", flush=True)
 
     def on_fit_end(self, trainer: L.Trainer, module: Any) -> None:

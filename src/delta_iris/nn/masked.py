@@ -11,8 +11,11 @@ from delta_iris.nn.distributed import world_size
 __all__ = ["masked_mean"]
 
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+def masked_mean(values: Tensor, mask: Tensor, whole: Tensor | None = None) -> Tensor:
     """Mean of `values` where `mask` is true, zero where it is true nowhere.
+
+    Where `values` are a part of a batch, `whole` is the mask of all of it: the results of the parts then add up to the
+    mean over the batch.
 
     With several processes the denominator is the *average* count over them, so that averaging their results (and
     their gradients, as data parallelism does) gives the mean over all their entries together: two ranks equal one.
@@ -20,8 +23,9 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     Args:
         values: (…) floats; what stands where `mask` is false is never read into the sum.
         mask: (…) booleans of the same shape.
+        whole: booleans, the mask of the whole batch; `mask` itself by default.
     """
-    count = mask.sum().to(torch.float32)
+    count = (mask if whole is None else whole).sum().to(torch.float32)
     if world_size() > 1:
         dist.all_reduce(count)
         count = count / world_size()

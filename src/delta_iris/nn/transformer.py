@@ -7,8 +7,14 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-__all__ = ["KVCache", "Transformer", "autocast_dtype", "block_mask", "init_weights"]
+from delta_iris.nn.acceleration import is_accelerated, region
+
+__all__ = ["KVCache", "Transformer", "autocast_dtype", "block_mask", "init_weights", "sparse_block_mask"]
+
+SPARSE_LENGTH = 512
+"""Tokens from which on attention over a whole window is worth leaving masked tiles out."""
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype:
@@ -26,7 +32,9 @@ def init_weights(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def block_mask(valid: Tensor, block_size: int, *, within: str, first: int = 0, last: int | None = None) -> Tensor:
+def block_mask(
+    valid: Tensor, block_size: int, *, within: str, queries: Tensor | None = None, keys: int | None = None
+) -> Tensor | BlockMask:
     """Who may attend to whom in a sequence of equally long blocks.
 
     A token sees the valid earlier blocks, and of its own block either all of it or what is not later. Tokens of
@@ -36,23 +44,42 @@ def block_mask(valid: Tensor, block_size: int, *, within: str, first: int = 0, l
         valid: (B, T) booleans, false for blocks of padding: nobody outside attends to them.
         block_size: tokens a block.
         within: `"block"` (a token sees its whole block) or `"token"` (causal token by token).
-        first: sequence position of the first query (those before are in a cache).
-        last: sequence position after the last query; the keys are 0…last. All T blocks by default.
+        queries: (n,) sequence positions of the queries, where they are not the whole sequence.
+        keys: number of keys, T · block_size by default; what a cache has beyond that is never seen.
 
     Returns:
-        (B, 1, last − first, last) booleans, true where attention is allowed.
+        (B, 1, n, keys) booleans, true where attention is allowed; the same as a `BlockMask` where acceleration is on
+        and the sequence long.
     """
-    length = valid.shape[1] * block_size if last is None else last
-    keys = torch.arange(length, device=valid.device)
-    queries = keys[first:, None]
-    key_block, query_block = keys // block_size, queries // block_size
-    order = query_block >= key_block if within == "block" else queries >= keys
-    key_valid = valid.repeat_interleave(block_size, dim=1, output_size=valid.shape[1] * block_size)[:, :length]
+    total = valid.shape[1] * block_size
+    whole_window = queries is None and keys is None and within == "block"
+    if whole_window and total >= SPARSE_LENGTH and is_accelerated() and valid.is_cuda:
+        return sparse_block_mask(valid, block_size)
+    key = torch.arange(keys or total, device=valid.device)
+    query = (key if queries is None else queries).unsqueeze(1)
+    key_block, query_block = key // block_size, query // block_size
+    order = query_block >= key_block if within == "block" else query >= key
+    key_valid = valid.repeat_interleave(block_size, dim=1, output_size=total)
+    key_valid = F.pad(key_valid, (0, len(key) - total))
     return (order & ((query_block == key_block) | key_valid[:, None, :])).unsqueeze(1)
 
 
+def sparse_block_mask(valid: Tensor, block_size: int) -> BlockMask:
+    """`block_mask(valid, block_size, within="block")` for kernels that leave out tiles with nothing to see."""
+
+    def allowed(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        query_block, key_block = query // block_size, key // block_size
+        return (query_block == key_block) | ((query_block > key_block) & valid[batch, key_block])
+
+    length = valid.shape[1] * block_size
+    return create_block_mask(allowed, len(valid), None, length, length, device=str(valid.device))
+
+
 class KVCache:
-    """Keys and values of every layer of a Transformer, in memory allocated once.
+    """Keys and values of every layer of a Transformer, in memory that stays where it is.
+
+    What is not written yet is in it too: masks leave it out. The position lives on the device, so that a CUDA graph
+    that steps can be launched again and again.
 
     Args:
         layers: number of layers.
@@ -62,16 +89,20 @@ class KVCache:
     """
 
     def __init__(self, layers: int, shape: tuple[int, int, int, int], device: torch.device, dtype: torch.dtype) -> None:
-        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
-        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
-        self.length = 0
+        batch, heads, tokens, dim = shape
+        # Attention kernels want the rows of a mask aligned.
+        self.tokens = -(-tokens // 16) * 16
+        self.keys = torch.zeros(layers, batch, heads, self.tokens, dim, device=device, dtype=dtype)
+        self.values = torch.zeros_like(self.keys)
+        self.position = torch.zeros(1, dtype=torch.int64, device=device)
 
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write (B, H, n, Dh) after what is there; return all keys and values so far, (B, H, length + n, Dh)."""
-        end = self.length + keys.shape[2]
-        self.keys[layer][:, :, self.length : end] = keys
-        self.values[layer][:, :, self.length : end] = values
-        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+    def next_positions(self, number: int) -> Tensor:
+        """Sequence positions of the next tokens, (number,)."""
+        return self.position + torch.arange(number, device=self.position.device)
+
+
+Written = tuple[Tensor, Tensor, Tensor]
+"""A layer's cached keys and values, (B, H, tokens, Dh) each, and the positions (n,) to write to."""
 
 
 class _SelfAttention(nn.Module):
@@ -81,13 +112,19 @@ class _SelfAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, mask: Tensor, cache: KVCache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | BlockMask, cache: Written | None) -> Tensor:
         batch, length, dim = x.shape
         qkv = self.qkv(x).view(batch, length, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
         queries, keys, values = qkv.unbind(0)
         if cache is not None:
-            keys, values = cache.append(layer, keys, values)
-        attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+            cached_keys, cached_values, positions = cache
+            keys = cached_keys.index_copy_(2, positions, keys)
+            values = cached_values.index_copy_(2, positions, values)
+        if isinstance(mask, BlockMask):
+            attended = flex_attention(queries, keys, values, block_mask=mask)
+            assert isinstance(attended, Tensor)
+        else:
+            attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
         return self.out(attended.transpose(1, 2).reshape(batch, length, dim))
 
 
@@ -99,8 +136,9 @@ class _Layer(nn.Module):
         self.mlp_norm = nn.LayerNorm(dim)
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
-    def forward(self, x: Tensor, mask: Tensor, cache: KVCache | None, layer: int) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), mask, cache, layer)
+    @region
+    def forward(self, x: Tensor, mask: Tensor | BlockMask, cache: Written | None) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), mask, cache)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -132,20 +170,24 @@ class Transformer(nn.Module):
         shape = (batch, self.heads, length, self.dim // self.heads)
         return KVCache(len(self.layers), shape, device, autocast_dtype(device))
 
-    def forward(self, x: Tensor, mask: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | BlockMask, cache: KVCache | None = None) -> Tensor:
         """Transform tokens, after those in `cache` where one is given (which then holds these too).
 
         Args:
             x: (B, n, dim) embeddings, positions included.
-            mask: booleans that broadcast to (B, heads, n, keys), true where attention is allowed; the keys are those
-                of the cache, then these.
+            mask: from `block_mask`: broadcasts to (B, heads, n, keys), true where attention is allowed; with a cache
+                the keys are all of its slots.
             cache: keys and values of earlier tokens.
 
         Returns:
             (B, n, dim).
         """
+        positions = None if cache is None else cache.next_positions(x.shape[1])
         for index, layer in enumerate(self.layers):
-            x = layer(x, mask, cache, index)
+            written = None
+            if cache is not None and positions is not None:
+                written = cache.keys[index], cache.values[index], positions
+            x = layer(x, mask, written)
         if cache is not None:
-            cache.length += x.shape[1]
+            cache.position.add_(x.shape[1])
         return x

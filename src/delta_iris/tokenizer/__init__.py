@@ -1,6 +1,7 @@
 """Discrete autoencoders of what changes from frame to frame."""
 
+from delta_iris.tokenizer.cnn import CNNTokenizer
 from delta_iris.tokenizer.module import Tokenizer
 from delta_iris.tokenizer.transformer import TransformerTokenizer
 
-__all__ = ["Tokenizer", "TransformerTokenizer"]
+__all__ = ["CNNTokenizer", "Tokenizer", "TransformerTokenizer"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from einops import rearrange, reduce
+from einops import reduce
 from torch import Tensor
 
 from delta_iris.data.window import Window, to_float
@@ -64,6 +64,8 @@ class Tokenizer(L.LightningModule):
                 f"{', '.join(LOSS_WEIGHTS)}"
             )
         self.loss_weights = LOSS_WEIGHTS | loss_weights
+        # What was quantized since the codebook was last updated: latents, tokens and which of them count.
+        self._quantized: list[tuple[Tensor, Tensor, Tensor]] = []
 
     @abstractmethod
     def embed(self, frames: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
@@ -116,21 +118,30 @@ class Tokenizer(L.LightningModule):
         painted = self.decode(frames[:, :-1], window.actions[:, :-1], codes, window.transitions)
         return painted, tokens, unit, commitment
 
-    def training_step(self, window: Window, batch_idx: int = 0) -> dict[str, Tensor]:
-        """One step's losses, and the codebook's update. `loss` is the weighted sum (paper §2.1)."""
+    def training_step(self, window: Window, whole: Window | None = None) -> dict[str, Tensor]:
+        """One step's losses; `loss` is the weighted sum (paper §2.1). `update_codebook` belongs after it.
+
+        Where `window` is a part of a batch, `whole` is all of it: the losses of the parts add up to those of the batch.
+        """
         painted, tokens, unit, commitment = self.reconstruct(window)
-        mask = window.transitions
+        mask, whole_mask = window.transitions, None if whole is None else whole.transitions
         error = painted.float() - to_float(window.frames[:, 1:])
         terms = {
-            "l1": masked_mean(reduce(error.abs(), "b t c h w -> b t", "mean"), mask),
-            "l2": masked_mean(reduce(error.square(), "b t c h w -> b t", "mean"), mask),
-            "max_pixel": masked_mean(reduce(error.square(), "b t c h w -> b t", "max"), mask),
-            "commitment": masked_mean(reduce(commitment, "b t k d -> b t", "mean"), mask),
+            "l1": masked_mean(reduce(error.abs(), "b t c h w -> b t", "mean"), mask, whole_mask),
+            "l2": masked_mean(reduce(error.square(), "b t c h w -> b t", "mean"), mask, whole_mask),
+            "max_pixel": masked_mean(reduce(error.square(), "b t c h w -> b t", "max"), mask, whole_mask),
+            "commitment": masked_mean(reduce(commitment, "b t k d -> b t", "mean"), mask, whole_mask),
         }
         loss = torch.stack([weight * terms[name] for name, weight in self.loss_weights.items()]).sum()
-        token_mask = mask.unsqueeze(-1).expand_as(tokens).flatten()
-        codebook = self.quantizer.update(rearrange(unit.detach(), "b t k d -> (b t k) d"), tokens.flatten(), token_mask)
-        return {"loss": loss} | {name: term.detach() for name, term in terms.items()} | codebook
+        token_mask = mask.unsqueeze(-1).expand_as(tokens)
+        self._quantized.append((unit.detach().flatten(0, -2), tokens.flatten(), token_mask.flatten()))
+        return {"loss": loss} | {name: term.detach() for name, term in terms.items()}
+
+    def update_codebook(self) -> dict[str, Tensor]:
+        """Move the codebook towards what `training_step` has quantized since the last time; see `VectorQuantizer`."""
+        unit, tokens, mask = (torch.cat(field) for field in zip(*self._quantized, strict=True))
+        self._quantized.clear()
+        return self.quantizer.update(unit, tokens, mask)
 
     @torch.no_grad()
     def evaluate(self, window: Window) -> dict[str, Tensor]:

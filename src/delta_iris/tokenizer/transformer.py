@@ -129,11 +129,12 @@ class _Encoder(nn.Module):
 
 @dataclass
 class DecoderCache:
-    """What decoding remembers of the transitions so far: a key-value cache a group of layers, and which are real."""
+    """What decoding remembers of the transitions so far: a key-value cache a group of layers, which are real (B, T),
+    and how many there are (1,)."""
 
     groups: list[KVCache]
     valid: Tensor
-    length: int = 0
+    position: Tensor
 
 
 class _Decoder(nn.Module):
@@ -178,20 +179,26 @@ class _Decoder(nn.Module):
             for group, grid in zip(self.groups, self.grids, strict=True)
             if isinstance(group, Transformer)
         ]
-        return DecoderCache(groups, torch.zeros(batch, self.max_transitions, dtype=torch.bool, device=device))
+        return DecoderCache(
+            groups,
+            torch.zeros(batch, self.max_transitions, dtype=torch.bool, device=device),
+            torch.zeros(1, dtype=torch.int64, device=device),
+        )
 
     def forward(
         self, frames: Tensor, actions: Tensor, codes: Tensor, valid: Tensor, cache: DecoderCache | None
     ) -> Tensor:
         length = frames.shape[1]
-        first = 0 if cache is None else cache.length
-        if cache is not None:
-            cache.valid[:, first : first + length] = valid
-            cache.length += length
-            valid = cache.valid[:, : cache.length]
+        if cache is None:
+            time = self.time[:length]
+        else:
+            steps = cache.position + torch.arange(length, device=frames.device)
+            valid = cache.valid.index_copy_(1, steps, valid)
+            cache.position.add_(length)
+            time = self.time[steps]
         vectors = rearrange(self.frame(rearrange(frames, "b t c h w -> (b t) c h w")), "(b t) d -> b t 1 d", t=length)
         x = torch.cat([vectors, self.action(actions).unsqueeze(2), self.code(codes)], dim=2)
-        x = x + self.within + self.time[first : first + length]
+        x = x + self.within + time
         for index, group in enumerate(self.groups):
             if index > 0:
                 x = self._upsample(x, index)
@@ -199,8 +206,13 @@ class _Decoder(nn.Module):
                 seen = self.previous(_to_patches(_scaled(frames), self.patch_size))
                 x = torch.cat([x[:, :, :2], x[:, :, 2:] + seen], dim=2)
             block = x.shape[2]
-            mask = block_mask(valid, block, within="block", first=first * block)
             kv = None if cache is None else cache.groups[index]
+            if kv is None:
+                mask = block_mask(valid, block, within="block")
+            else:
+                mask = block_mask(
+                    valid, block, within="block", queries=kv.next_positions(length * block), keys=kv.tokens
+                )
             x = rearrange(group(rearrange(x, "b t n d -> b (t n) d"), mask, kv), "b (t n) d -> b t n d", n=block)
         rows, columns = self.grids[-1]
         size = self.patch_size

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 
 from delta_iris.nn.conv import FrameEncoder
 from delta_iris.nn.transformer import KVCache, Transformer, block_mask, init_weights
@@ -25,11 +26,18 @@ class Predictions(NamedTuple):
 
 @dataclass
 class DynamicsCache:
-    """What stepping remembers: keys and values, which blocks are real, and the last token, not yet written."""
+    """What stepping remembers: keys and values, which blocks are real, and the last token, embedded but not written.
+
+    It is written together with the next block's beginning: a pass less.
+    """
 
     kv: KVCache
     valid: Tensor
     pending: Tensor | None = None
+
+
+def _head(dim: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, outputs))
 
 
 class Dynamics(nn.Module):
@@ -60,16 +68,18 @@ class Dynamics(nn.Module):
         super().__init__()
         self.tokens_per_frame, self.max_blocks = tokens_per_frame, max_blocks
         self.block_size = 2 + tokens_per_frame
-        self.frame = nn.Sequential(frame_encoder, nn.Linear(frame_encoder.num_features, dim), nn.LayerNorm(dim))
+        features = frame_encoder.num_features
+        project = nn.Identity() if features == dim else nn.Linear(features, dim)
+        self.frame = nn.Sequential(frame_encoder, project, nn.LayerNorm(dim))
         self.action = nn.Embedding(num_actions, dim)
         self.token = nn.Embedding(codebook_size, dim)
         self.within = nn.Parameter(torch.randn(self.block_size, dim) * 0.02)
         self.time = nn.Parameter(torch.randn(max_blocks, 1, dim) * 0.02)
         self.transformer = Transformer(dim, layers, heads)
         self.norm = nn.LayerNorm(dim)
-        self.token_head = nn.Linear(dim, codebook_size)
-        self.reward_head = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, num_reward_bins))
-        self.end_head = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 2))
+        self.token_head = _head(dim, codebook_size)
+        self.reward_head = _head(dim, num_reward_bins)
+        self.end_head = _head(dim, 2)
         for module in (self.action, self.token, self.token_head):
             module.apply(init_weights)
         # Rewards start at exactly zero (DreamerV3): the agent is not taught by the noise of an untrained head.
@@ -122,7 +132,8 @@ class Dynamics(nn.Module):
         cache.valid[:, :length] = valid
         if length > 0:
             x = self._embed(frames, actions, tokens)
-            self.transformer(x, block_mask(valid, self.block_size, within="token"), cache.kv)
+            x, cache.pending = x[:, :-1], x[:, -1:]
+            self.transformer(x, self._mask(x.shape[1], cache), cache.kv)
         return cache
 
     def act(self, frames: Tensor, actions: Tensor, cache: DynamicsCache) -> tuple[Tensor, Tensor, Tensor]:
@@ -131,10 +142,9 @@ class Dynamics(nn.Module):
         Returns:
             logits of the first token (B, N), of the reward's bins (B, bins) and of the end (B, 2).
         """
-        pending = 0 if cache.pending is None else 1
-        block = (cache.kv.length + pending) // self.block_size
         x = torch.stack([self._embed_frames(frames.unsqueeze(1)).squeeze(1), self.action(actions)], dim=1)
-        x = x + self.within[:2] + self.time[block]
+        pending = 0 if cache.pending is None else 1
+        x = x + self.within[:2] + self.time[(cache.kv.position + pending) // self.block_size]
         if cache.pending is not None:
             x = torch.cat([cache.pending, x], dim=1)
             cache.pending = None
@@ -146,15 +156,18 @@ class Dynamics(nn.Module):
         return self.token_head(self._step(self._embed_token(tokens, cache), cache))
 
     def finish(self, tokens: Tensor, cache: DynamicsCache) -> None:
-        """Take a block's last token, (B,). It is written together with the next block's beginning: a pass less."""
+        """Take a block's last token, (B,)."""
         cache.pending = self._embed_token(tokens, cache)
 
     def _embed_token(self, tokens: Tensor, cache: DynamicsCache) -> Tensor:
-        block, position = divmod(cache.kv.length, self.block_size)
-        return (self.token(tokens) + self.within[position] + self.time[block]).unsqueeze(1)
+        position = cache.kv.position
+        place = self.within[position % self.block_size].unsqueeze(1) + self.time[position // self.block_size]
+        return self.token(tokens).unsqueeze(1) + place
+
+    def _mask(self, length: int, cache: DynamicsCache) -> Tensor | BlockMask:
+        queries = cache.kv.next_positions(length)
+        return block_mask(cache.valid, self.block_size, within="token", queries=queries, keys=cache.kv.tokens)
 
     def _step(self, x: Tensor, cache: DynamicsCache) -> Tensor:
         """Append (B, n, d) embeddings; return the normalized output of the last, (B, d)."""
-        first = cache.kv.length
-        mask = block_mask(cache.valid, self.block_size, within="token", first=first, last=first + x.shape[1])
-        return self.norm(self.transformer(x, mask, cache.kv)[:, -1])
+        return self.norm(self.transformer(x, self._mask(x.shape[1], cache), cache.kv)[:, -1])

@@ -82,26 +82,34 @@ class WorldModel(L.LightningModule):
         padded = F.pad(tokens, (0, 0, 0, 1))
         return self.dynamics(to_float(window.frames), window.actions, padded, window.valid)
 
-    def losses(self, window: Window, tokens: Tensor) -> dict[str, Tensor]:
+    def losses(self, window: Window, tokens: Tensor, whole: Window | None = None) -> dict[str, Tensor]:
         """Cross-entropies in nats of tokens, rewards and ends, and `token_accuracy`; see `training_step`."""
         predictions = self.predict(window, tokens)
         logits = predictions.tokens[:, :-1].float()
         token_loss = F.cross_entropy(rearrange(logits, "b t k n -> (b t k) n"), tokens.flatten(), reduction="none")
         end_loss = F.cross_entropy(predictions.ends.float().flatten(0, 1), window.ends.flatten(), reduction="none")
-        token_mask = window.transitions.unsqueeze(-1).expand_as(tokens)
+        reward_loss = self.rewards.cross_entropy(predictions.rewards, window.rewards)
+        whole = window if whole is None else whole
+        token_mask, all_tokens = (
+            transitions.unsqueeze(-1).expand(*transitions.shape, tokens.shape[-1])
+            for transitions in (window.transitions, whole.transitions)
+        )
         return {
-            "token_loss": masked_mean(token_loss.view_as(tokens), token_mask),
-            "reward_loss": masked_mean(self.rewards.cross_entropy(predictions.rewards, window.rewards), window.valid),
-            "end_loss": masked_mean(end_loss.view_as(window.ends), window.valid),
-            "token_accuracy": masked_mean((logits.detach().argmax(-1) == tokens).float(), token_mask),
+            "token_loss": masked_mean(token_loss.view_as(tokens), token_mask, all_tokens),
+            "reward_loss": masked_mean(reward_loss, window.valid, whole.valid),
+            "end_loss": masked_mean(end_loss.view_as(window.ends), window.valid, whole.valid),
+            "token_accuracy": masked_mean((logits.detach().argmax(-1) == tokens).float(), token_mask, all_tokens),
         }
 
-    def training_step(self, batch: tuple[Window, Tensor], batch_idx: int = 0) -> dict[str, Tensor]:
+    def training_step(
+        self, batch: tuple[Window, Tensor], whole: tuple[Window, Tensor] | None = None
+    ) -> dict[str, Tensor]:
         """One step's losses; `batch` is a window of T steps and the tokens (B, T − 1, K) of its transitions.
 
-        T − 1 token targets (both frames of a transition are real), T reward and end targets.
+        T − 1 token targets (both frames of a transition are real), T reward and end targets. Where `batch` is a part,
+        `whole` is all of it: the losses of the parts add up to those of the batch.
         """
-        terms = self.losses(*batch)
+        terms = self.losses(*batch, None if whole is None else whole[0])
         loss = terms["token_loss"] + terms["reward_loss"] + terms["end_loss"]
         return {"loss": loss} | {name: term.detach() for name, term in terms.items()}
 

@@ -1,0 +1,129 @@
+"""The lean tokenizer of the authors' later agent: a CNN whose only context is the last frame (spec §6)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from delta_iris.errors import UserError
+from delta_iris.nn.conv import ConvDecoder, ConvEncoder, FrameEncoder
+from delta_iris.tokenizer.module import LossWeights, Tokenizer
+from delta_iris.tokenizer.quantizer import VectorQuantizer
+
+__all__ = ["CNNTokenizer", "cells"]
+
+ACTION_CHANNELS = 4
+
+
+def cells(tokens: int, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns that cut a height × width map into `tokens` equal cells, as near to square as there are.
+
+    Raises:
+        UserError: where there are none.
+    """
+    fitting = [
+        (rows, tokens // rows)
+        for rows in range(1, tokens + 1)
+        if tokens % rows == 0 and height % rows == 0 and width % (tokens // rows) == 0
+    ]
+    if not fitting:
+        raise UserError(
+            f"model.tokenizer.init_args.tokens_per_frame {tokens} cannot cut the CNN's {height}×{width} latent map "
+            "into equal cells: choose a number whose factors divide its sides, or other `halvings`"
+        )
+    return min(fitting, key=lambda grid: abs(height // grid[0] - width // grid[1]))
+
+
+class CNNTokenizer(Tokenizer):
+    """Encodes (x_{t−1}, a_{t−1}, x_t) with one CNN; decodes x_{t−1}'s features, a_{t−1} and the codes with another.
+
+    Args:
+        frame_size: height and width of a frame, in pixels.
+        num_actions: number of actions A.
+        window: longest window, in frames.
+        tokens_per_frame: K, tokens a transition: the latent map is cut into as many cells.
+        codebook_size: number of codewords N.
+        code_dim: dimension of a codeword.
+        channels, multipliers, halvings: of the CNNs; see `ConvEncoder`.
+        latent_channels: channels of the map that the tokens are made of.
+        frame_channels: channels of the decoder's features of the last frame.
+        learning_rate, weight_decay, warmup_steps, gradient_clip: of the optimizer.
+        loss_weights: weights of the terms of the loss, where not the defaults.
+
+    Raises:
+        UserError: where frames, halvings and tokens do not fit together.
+    """
+
+    def __init__(
+        self,
+        frame_size: tuple[int, int],
+        num_actions: int,
+        window: int,
+        tokens_per_frame: int = 4,
+        codebook_size: int = 1024,
+        code_dim: int = 64,
+        channels: int = 64,
+        multipliers: Sequence[int] = (1, 1, 2, 2, 4),
+        halvings: Sequence[int] = (1, 3, 4),
+        latent_channels: int = 64,
+        frame_channels: int = 8,
+        learning_rate: float = 1e-4,
+        weight_decay: float = 0.01,
+        warmup_steps: int = 0,
+        gradient_clip: float = 10.0,
+        loss_weights: LossWeights | None = None,
+    ) -> None:
+        super().__init__(
+            VectorQuantizer(codebook_size, code_dim),
+            tokens_per_frame,
+            window - 1,
+            learning_rate,
+            weight_decay,
+            warmup_steps,
+            gradient_clip,
+            loss_weights or {},
+        )
+        height, width = frame_size
+        cnn = (channels, multipliers, halvings)
+        self.encoder = ConvEncoder(frame_size, 7, *cnn, latent_channels)
+        _, rows, columns = self.encoder.latent_shape
+        self.grid = cells(tokens_per_frame, rows, columns)
+        self.cell = (rows // self.grid[0], columns // self.grid[1])
+        self.action_plane = nn.Embedding(num_actions, height * width)
+        self.project = nn.Linear(latent_channels * math.prod(self.cell), code_dim)
+        self.frame = FrameEncoder(frame_size, *cnn, frame_channels)
+        self.action = nn.Embedding(num_actions, ACTION_CHANNELS * rows * columns)
+        self.code = nn.Linear(code_dim, self.project.in_features)
+        self.decoder = ConvDecoder(frame_channels + ACTION_CHANNELS + latent_channels, 3, *cnn)
+
+    def embed(self, frames: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
+        """See `Tokenizer.embed`; padding never matters here, for nothing is seen but the transition's own frames."""
+        scaled, length = frames * 2 - 1, frames.shape[1] - 1
+        plane = self.action_plane(actions[:, :-1]).view(len(frames), length, 1, *frames.shape[-2:])
+        pictures = torch.cat([scaled[:, :-1], plane, scaled[:, 1:]], dim=2)
+        latents = self.encoder(rearrange(pictures, "b t c h w -> (b t) c h w"))
+        (rows, columns), (height, width) = self.grid, self.cell
+        flat = rearrange(
+            latents, "(b t) c (i h) (j w) -> b t (i j) (c h w)", t=length, i=rows, j=columns, h=height, w=width
+        )
+        return self.project(flat)
+
+    def decode(self, frames: Tensor, actions: Tensor, codes: Tensor, valid: Tensor, cache: None = None) -> Tensor:
+        """See `Tokenizer.decode`; there is nothing to remember."""
+        length = frames.shape[1]
+        _, rows, columns = self.encoder.latent_shape
+        size = {"h": rows, "w": columns}
+        seen = rearrange(self.frame(rearrange(frames, "b t c h w -> (b t) c h w")), "n (c h w) -> n c h w", **size)
+        acted = rearrange(self.action(actions), "b t (c h w) -> (b t) c h w", **size)
+        (i, j), (h, w) = self.grid, self.cell
+        told = rearrange(self.code(codes), "b t (i j) (c h w) -> (b t) c (i h) (j w)", i=i, j=j, h=h, w=w)
+        painted = self.decoder(torch.cat([seen, acted.to(seen.dtype), told], dim=1))
+        # The CNNs work on pixels from −1 to 1.
+        return rearrange((painted + 1) / 2, "(b t) c h w -> b t c h w", t=length)
+
+    def start_decoding(self, batch: int) -> None:
+        """See `Tokenizer.start_decoding`."""

@@ -1,0 +1,182 @@
+"""What is compiled, captured or cut into parts computes the same as the plain step."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from conftest import make_agent, make_tokenizer, make_window, make_world_model
+from torch import Tensor
+
+from delta_iris.agent import ImaginedWindow
+from delta_iris.data.window import Window
+from delta_iris.nn.acceleration import accelerated
+from delta_iris.nn.frozen import FrozenCopy
+from delta_iris.nn.transformer import Transformer, block_mask, sparse_block_mask
+from delta_iris.schedule import PHASES
+from delta_iris.system import DeltaIris
+from delta_iris.tokenizer import CNNTokenizer, Tokenizer
+
+BATCH = 6
+
+
+def make_system(tokenizer: Tokenizer | None = None, device: str = "cpu") -> DeltaIris:
+    system = DeltaIris(tokenizer or make_tokenizer(), make_world_model(), make_agent()).to(device)
+    # Without a Trainer there is nothing that would scale or reduce.
+    system.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign]
+    return system
+
+
+def window_for(system: DeltaIris, phase: str, device: str = "cpu") -> Window:
+    window = make_window(BATCH, padded=True)
+    frames = system.agent.burn_in + 1 if phase == "agent" else window.valid.shape[1]
+    window.valid[1] = True
+    return Window(*(field[:, :frames].to(device) for field in window))
+
+
+def gradients(system: DeltaIris) -> dict[str, Tensor]:
+    child = system.child(system.phase)
+    return {name: p.grad.clone() for name, p in child.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_parts_of_a_batch_give_what_the_whole_gives(phase: str, size: int) -> None:
+    system, cut = make_system(), make_system()
+    window = window_for(system, phase)
+    for each, micro_batch_size in ((system, None), (cut, size)):
+        each.begin_phase(phase, micro_batch_size)
+        torch.manual_seed(0)
+        each.metrics = each.backward_step(each.inputs(window))
+    expected, found = gradients(system), gradients(cut)
+    assert expected.keys() == found.keys()
+    assert any(gradient.abs().max() > 1e-4 for gradient in expected.values())
+    for name, gradient in expected.items():
+        # float32 sums in another order; gradients here are at most around one.
+        torch.testing.assert_close(found[name], gradient, atol=2e-6, rtol=1e-4, msg=name)
+    assert system.metrics.keys() == cut.metrics.keys()
+    for name, value in system.metrics.items():
+        torch.testing.assert_close(cut.metrics[name], value, atol=1e-5, rtol=1e-4, msg=name)
+    for name, buffer in system.child(phase).named_buffers():
+        torch.testing.assert_close(dict(cut.child(phase).named_buffers())[name], buffer, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_every_region_traces_as_a_whole_and_gives_the_same(phase: str) -> None:
+    system = make_system()
+    window = window_for(system, phase)
+    system.begin_phase(phase)
+    state = copy.deepcopy(system.state_dict())
+    results = []
+    for enabled in (False, True):
+        system.load_state_dict(state)
+        torch.manual_seed(0)
+        # The tracing of the real thing with a backend that needs no compiler; inductor itself is tried on a GPU.
+        with accelerated(enabled, backend="aot_eager"):
+            losses = system.backward_step(system.inputs(window))
+        results.append((losses, gradients(system)))
+    for before, after in zip(*results, strict=True):
+        assert before.keys() == after.keys()
+        for name, value in before.items():
+            torch.testing.assert_close(after[name], value, atol=2e-6, rtol=1e-4, msg=name)
+
+
+def test_sparse_masks_allow_what_dense_ones_do() -> None:
+    valid = make_window(3, padded=True).valid
+    block, (batch, frames) = 5, valid.shape
+    dense = block_mask(valid, block, within="block")
+    sparse = sparse_block_mask(valid, block)
+    index = torch.arange(frames * block)
+    for row in range(batch):
+        allowed = sparse.mask_mod(torch.tensor(row), torch.tensor(0), index[:, None], index[None, :])
+        assert torch.equal(allowed, dense[row, 0])
+
+
+def test_a_frozen_copy_follows_and_keeps_its_memory(tokenizer) -> None:
+    frozen = FrozenCopy(tokenizer, torch.bfloat16)
+    places = [p.data_ptr() for p in frozen.module.parameters()]
+    window = make_window()
+    tokenizer.training_step(window)["loss"].backward()
+    tokenizer.update_codebook()
+    with torch.no_grad():
+        for parameter in tokenizer.parameters():
+            parameter.add_(0.1)
+    frozen.refresh()
+    assert places == [p.data_ptr() for p in frozen.module.parameters()]
+    assert not any(p.requires_grad for p in frozen.module.parameters())
+    for copied, source in zip(frozen.module.parameters(), tokenizer.parameters(), strict=True):
+        assert torch.equal(copied, source.to(torch.bfloat16))
+    assert torch.equal(frozen.module.quantizer.codebook, tokenizer.quantizer.codebook)
+    assert frozen.module.quantizer.codebook.dtype == torch.float32
+
+
+# --- on a GPU ---
+
+
+@pytest.fixture
+def full_precision():
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]
+
+
+@pytest.mark.gpu
+def test_sparse_attention_equals_dense_attention(full_precision) -> None:
+    torch.manual_seed(0)
+    stack = Transformer(128, 2, 2).cuda()
+    valid = torch.ones(3, 21, dtype=torch.bool, device="cuda")
+    valid[0, :7], valid[1, 15:] = False, False
+    x = torch.randn(3, 21 * 65, 128, device="cuda", requires_grad=True)
+    results = []
+    for enabled in (False, True):
+        with accelerated(enabled):
+            y = stack(x, block_mask(valid, 65, within="block"))
+            y.square().mean().backward()
+        results.append([y.detach(), x.grad, *(p.grad for p in stack.parameters())])
+        x.grad = None
+        stack.zero_grad()
+    for dense, sparse in zip(*results, strict=True):
+        assert (dense - sparse).norm() < 1e-5 * dense.norm()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("kind", ["transformer", "cnn"])
+def test_captured_steps_equal_plain_ones(full_precision, phase: str, kind: str) -> None:
+    """Three steps of each phase, the codebook moving on, with other windows each time."""
+    tokenizer = make_tokenizer() if kind == "transformer" else make_cnn_tokenizer()
+    results = []
+    for accelerate in (False, True):
+        system = make_system(copy.deepcopy(tokenizer), "cuda")
+        system.accelerate = accelerate
+        system.begin_phase(phase)
+        torch.cuda.manual_seed(0)
+        steps = []
+        for seed in range(3):
+            fields = window_for(system, phase, "cuda")
+            shuffled = Window(*(field.roll(seed, 0) for field in fields))
+            with accelerated(accelerate):
+                make_inputs, learn = system._step_functions()
+                inputs = make_inputs(shuffled)
+                losses = {name: value.clone() for name, value in learn(inputs).items()}
+            tokens = inputs.actions.clone() if isinstance(inputs, ImaginedWindow) else torch.zeros(())
+            buffers = {f"buffer {name}": b.clone() for name, b in system.child(phase).named_buffers()}
+            steps.append(losses | gradients(system) | buffers | {"actions": tokens.float()})
+        results.append(steps)
+    for plain, captured in zip(*results, strict=True):
+        assert plain.keys() == captured.keys()
+        for name, value in plain.items():
+            # float32 sums in another order.
+            assert (captured[name] - value).norm() <= 1e-4 * value.norm() + 1e-6, name
+
+
+def make_cnn_tokenizer() -> CNNTokenizer:
+    from conftest import ACTIONS, CODES, FRAMES, SIZE
+
+    torch.manual_seed(0)
+    sizes = {"channels": 8, "multipliers": (1, 2), "halvings": (0, 1), "latent_channels": 4, "frame_channels": 2}
+    return CNNTokenizer(SIZE, ACTIONS, FRAMES, 4, CODES, 8, **sizes)
