@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -142,6 +143,7 @@ def main() -> None:
     parser.add_argument("--no_flops", action="store_true", help="count no operations (the plain step needs memory)")
     parser.add_argument("--out", type=Path, help="append the JSON lines to this file as well")
     args, further = parser.parse_known_args()
+    sys.argv = sys.argv[:1]  # Lightning warns of arguments given twice
     peak = None
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")

@@ -34,7 +34,7 @@ def init_weights(module: nn.Module) -> None:
 
 def block_mask(
     valid: Tensor, block_size: int, *, within: str, queries: Tensor | None = None, keys: int | None = None
-) -> Tensor | BlockMask:
+) -> Tensor:
     """Who may attend to whom in a sequence of equally long blocks.
 
     A token sees the valid earlier blocks, and of its own block either all of it or what is not later. Tokens of
@@ -48,13 +48,9 @@ def block_mask(
         keys: number of keys, T · block_size by default; what a cache has beyond that is never seen.
 
     Returns:
-        (B, 1, n, keys) booleans, true where attention is allowed; the same as a `BlockMask` where acceleration is on
-        and the sequence long.
+        (B, 1, n, keys) booleans, true where attention is allowed.
     """
     total = valid.shape[1] * block_size
-    whole_window = queries is None and keys is None and within == "block"
-    if whole_window and total >= SPARSE_LENGTH and is_accelerated() and valid.is_cuda:
-        return sparse_block_mask(valid, block_size)
     key = torch.arange(keys or total, device=valid.device)
     query = (key if queries is None else queries).unsqueeze(1)
     key_block, query_block = key // block_size, query // block_size
@@ -165,6 +161,13 @@ class Transformer(nn.Module):
                 assert isinstance(projection, nn.Linear)
                 nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * (depth or layers)))
 
+    def window_mask(self, valid: Tensor, block_size: int) -> Tensor | BlockMask:
+        """`block_mask(valid, block_size, within="block")`, in the form that is fastest here."""
+        long = valid.shape[1] * block_size >= SPARSE_LENGTH and self.dim // self.heads >= 16
+        if long and is_accelerated() and valid.is_cuda:
+            return sparse_block_mask(valid, block_size)
+        return block_mask(valid, block_size, within="block")
+
     def make_cache(self, batch: int, length: int, device: torch.device) -> KVCache:
         """An empty cache for `batch` sequences of at most `length` tokens."""
         shape = (batch, self.heads, length, self.dim // self.heads)
@@ -175,8 +178,8 @@ class Transformer(nn.Module):
 
         Args:
             x: (B, n, dim) embeddings, positions included.
-            mask: from `block_mask`: broadcasts to (B, heads, n, keys), true where attention is allowed; with a cache
-                the keys are all of its slots.
+            mask: from `block_mask` or `window_mask`: broadcasts to (B, heads, n, keys), true where attention is
+                allowed; with a cache the keys are all of its slots.
             cache: keys and values of earlier tokens.
 
         Returns:

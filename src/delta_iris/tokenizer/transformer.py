@@ -110,10 +110,11 @@ class _Encoder(nn.Module):
         patches = self.patch(_to_patches(_scaled(frames), self.patch_size))
         x = torch.cat([self.action(previous).unsqueeze(2), patches], dim=2) + self.within + self.time[:length]
         for index, group in enumerate(self.groups):
+            assert isinstance(group, Transformer)
             if index > 0:
                 x = self._pool(x, self.grids[index - 1])
             block = x.shape[2]
-            x = group(rearrange(x, "b t n d -> b (t n) d"), block_mask(valid, block, within="block"))
+            x = group(rearrange(x, "b t n d -> b (t n) d"), group.window_mask(valid, block))
             x = rearrange(x, "b (t n) d -> b t n d", n=block)
         summary = x[:, :, 1:]
         # The literal Δ: what is quantized is what changed between the summaries of consecutive frames.
@@ -200,6 +201,7 @@ class _Decoder(nn.Module):
         x = torch.cat([vectors, self.action(actions).unsqueeze(2), self.code(codes)], dim=2)
         x = x + self.within + time
         for index, group in enumerate(self.groups):
+            assert isinstance(group, Transformer)
             if index > 0:
                 x = self._upsample(x, index)
             if index == len(self.groups) - 1 and self.previous is not None:
@@ -208,7 +210,7 @@ class _Decoder(nn.Module):
             block = x.shape[2]
             kv = None if cache is None else cache.groups[index]
             if kv is None:
-                mask = block_mask(valid, block, within="block")
+                mask = group.window_mask(valid, block)
             else:
                 mask = block_mask(
                     valid, block, within="block", queries=kv.next_positions(length * block), keys=kv.tokens

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask
 
 from delta_iris.nn.conv import FrameEncoder
 from delta_iris.nn.transformer import KVCache, Transformer, block_mask, init_weights
@@ -164,7 +163,7 @@ class Dynamics(nn.Module):
         place = self.within[position % self.block_size].unsqueeze(1) + self.time[position // self.block_size]
         return self.token(tokens).unsqueeze(1) + place
 
-    def _mask(self, length: int, cache: DynamicsCache) -> Tensor | BlockMask:
+    def _mask(self, length: int, cache: DynamicsCache) -> Tensor:
         queries = cache.kv.next_positions(length)
         return block_mask(cache.valid, self.block_size, within="token", queries=queries, keys=cache.kv.tokens)
 
