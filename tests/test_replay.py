@@ -171,10 +171,11 @@ def test_whoever_appends_too_fast_waits(tmp_path: Path, monkeypatch: pytest.Monk
     thread = threading.Thread(target=append)
     thread.start()
     thread.join(timeout=1)
-    assert thread.is_alive()
-    assert len(done) == (MOST_PENDING + 1) * CHUNK_STEPS - 1
-    go_on.set()
+    waits, done_then = thread.is_alive(), len(done)
+    go_on.set()  # before anything can fail: else the process would wait for its threads for ever
     thread.join()
+    assert waits
+    assert done_then == (MOST_PENDING + 1) * CHUNK_STEPS - 1
     replay.close()
     assert ReplayReader(tmp_path, SHAPE).length(0) == (MOST_PENDING + 5) * CHUNK_STEPS
 
