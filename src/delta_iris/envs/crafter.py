@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from copy import deepcopy
 from typing import Any
 
 import crafter
 import gymnasium as gym
 import numpy as np
-from crafter.engine import World
 from numpy.typing import NDArray
 
+from delta_iris.envs.engine import make_crafter
 from delta_iris.envs.render import draw_faster
 from delta_iris.envs.worlds import Beginning
 
@@ -21,26 +20,6 @@ Frame = NDArray[np.uint8]
 
 ACHIEVEMENTS: tuple[str, ...] = tuple(crafter.constants.achievements)
 """Names of Crafter's 22 achievements."""
-
-
-class _InsertionOrderedSet(dict[Any, None]):
-    def add(self, item: Any) -> None:
-        self[item] = None
-
-    def remove(self, item: Any) -> None:
-        del self[item]
-
-
-class _OrderedWorld(World):
-    """A world whose chunks remember the order in which creatures entered them.
-
-    Stock Crafter keeps them in sets and draws the creature that disappears by set order, which is the order of
-    addresses in memory: no two processes agree. Nothing else of the rules is touched.
-    """
-
-    def reset(self, seed: int | None = None) -> None:
-        super().reset(seed)
-        self._chunks: Any = defaultdict(_InsertionOrderedSet)
 
 
 class CrafterEnv(gym.Env[Frame, np.int64]):
@@ -104,9 +83,7 @@ class CrafterEnv(gym.Env[Frame, np.int64]):
 
 
 def _make(size: int, length: int) -> crafter.Env:
-    env = crafter.Env(size=(size, size), length=length, seed=0)
-    # The views hold this very object, so its class is changed rather than the object replaced.
-    env._world.__class__ = _OrderedWorld
+    env = make_crafter(size, length)
     draw_faster(env)
     return env
 

@@ -12,7 +12,9 @@ from itertools import islice
 
 import crafter
 import numpy as np
-from crafter import objects, worldgen
+from crafter import worldgen
+
+from delta_iris.envs.engine import Player
 
 __all__ = ["Beginning"]
 
@@ -52,7 +54,7 @@ def _reset(env: crafter.Env, seed: int) -> Iterator[None]:
     env._seed, env._episode, env._step = seed, 1, 0
     world.reset(seed=hash((seed, 1)) % (2**31 - 1))
     env._update_time()
-    env._player = objects.Player(world, (world.area[0] // 2, world.area[1] // 2))
+    env._player = Player(world, (world.area[0] // 2, world.area[1] // 2))
     env._last_health = env._player.health
     world.add(env._player)
     env._unlocked = set()
