@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 import warnings
 from pathlib import Path
 
+import crafter
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from gymnasium.utils.env_checker import check_env
 from delta_iris.data.collector import Collector
 from delta_iris.data.replay import Replay, ReplayReader
 from delta_iris.envs import ACHIEVEMENTS, CrafterEnv
+from delta_iris.envs.engine import OrderedWorld
 from delta_iris.envs.vector import check_environment, make_vector_env
 from delta_iris.errors import UserError
 
@@ -51,13 +54,102 @@ def test_the_same_seed_and_actions_give_the_same_episodes_in_any_process() -> No
             [sys.executable, "-c", code.format(n)],
             stdout=subprocess.PIPE,
             text=True,
-            env={"PYTHONHASHSEED": str(n), "PATH": ""},
+            env={"PYTHONHASHSEED": str(n), "PATH": "", "PYTHONPATH": os.environ.get("PYTHONPATH", "")},
         )
         for n in (1, 100_000)
     ]
     hashes = {run.communicate()[0].strip() for run in runs}
     assert hashes == {digest(3, 1200)}
     assert digest(4, 50) != digest(3, 50)
+
+
+class PlainCrafter:
+    """Crafter with its own reset and its own renderer: what `CrafterEnv` must equal."""
+
+    def __init__(self, size: int = 64, length: int = 10_000) -> None:
+        self.env = crafter.Env(size=(size, size), length=length, seed=0)
+        self.env._world.__class__ = OrderedWorld
+
+    def reset(self, seed: int | None = None) -> np.ndarray:
+        if seed is not None:
+            self.random = np.random.default_rng(seed)
+        self.env._seed, self.env._episode = int(self.random.integers(2**31 - 1)), 0
+        return self.env.reset()
+
+
+def chunks_of(world: OrderedWorld) -> list[tuple]:
+    return [(chunk, *(type(creature).__name__ for creature in them)) for chunk, them in world.chunks.items()]
+
+
+def assert_same_state(mine: crafter.Env, plain: crafter.Env) -> None:
+    world, expected = mine._world, plain._world
+    np.testing.assert_array_equal(world._mat_map, expected._mat_map)
+    np.testing.assert_array_equal(world._obj_map, expected._obj_map)
+    assert [(type(o).__name__, *o.pos) for o in world.objects] == [(type(o).__name__, *o.pos) for o in expected.objects]
+    assert all(o.world is world and o.random is world.random for o in world.objects)
+    assert chunks_of(world) == chunks_of(expected)
+    for a, b in zip(world.random.get_state(), expected.random.get_state(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    own = {name: value for name, value in vars(mine._player).items() if name not in ("world", "random", "pos")}
+    assert own == {name: value for name, value in vars(plain._player).items() if name in own}
+    for name in ("_step", "_episode", "_seed", "_last_health", "_unlocked"):
+        assert getattr(mine, name) == getattr(plain, name)
+
+
+def test_worlds_generated_ahead_are_those_of_crafters_own_reset() -> None:
+    """Resets of every kind: with the next world not begun, under way and ready; in succession; with a new seed."""
+    env, plain, generator = CrafterEnv(), PlainCrafter(), np.random.default_rng(0)
+    plan = [(7, 0), (None, 1), (None, 0), (None, 0), (None, 60), (9, 50), (None, 120), (7, 140), (7, 0), (None, 90)]
+    for seed, steps in plan:
+        frame, _ = env.reset(seed=seed)
+        np.testing.assert_array_equal(frame, plain.reset(seed))
+        assert_same_state(env._env, plain.env)
+        for action in generator.integers(17, size=steps):
+            frame, reward, *_ = env.step(action)
+            expected, expected_reward, *_ = plain.env.step(action)
+            np.testing.assert_array_equal(frame, expected)
+            assert reward == expected_reward
+        assert_same_state(env._env, plain.env)
+
+
+@pytest.mark.parametrize(("steps", "ready"), [(80, False), (107, True)])
+def test_the_next_world_is_ready_before_most_episodes_end(steps: int, ready: bool) -> None:
+    env = CrafterEnv()
+    env.reset(seed=0)
+    for _ in range(steps):
+        env.step(0)
+    assert (list(env._next._pieces) == []) == ready
+
+
+@pytest.mark.parametrize("size", [64, 96, 100, 30])
+def test_frames_are_drawn_as_crafter_draws_them(size: int) -> None:
+    """By day and night, awake and asleep, along every border, with things in hand and creatures about."""
+    env, plain, generator = CrafterEnv(size=size), PlainCrafter(size), np.random.default_rng(size)
+    env.reset(seed=size)
+    plain.reset(size)
+    nights = sleeps = borders = 0
+    sleep = crafter.constants.actions.index("sleep")
+    for t in range(700):
+        where = tuple(generator.choice([0, 1, 4, 31, 60, 62, 63], 2))
+        for each in (env._env, plain.env):
+            player, world = each._player, each._world
+            player.health = 9
+            if t % 20 == 0:
+                if world[where][1] is None:
+                    world.move(player, where)
+                player.inventory[list(player.inventory)[t // 20 % len(player.inventory)]] = 1 + t // 100
+                player.inventory["energy"] = 5
+        action = sleep if t % 100 > 70 else generator.integers(17)
+        frame, reward, *_ = env.step(action)
+        expected, expected_reward, *_ = plain.env.step(action)
+        np.testing.assert_array_equal(frame, expected)
+        assert (frame.dtype, reward) == (np.uint8, expected_reward)
+        player = plain.env._player
+        nights += plain.env._world.daylight < 0.5
+        sleeps += player.sleeping
+        borders += not (4 <= player.pos[0] < 60 and 3 <= player.pos[1] < 61)
+    assert_same_state(env._env, plain.env)
+    assert min(nights, sleeps, borders) > 50
 
 
 def test_looking_does_not_change_the_episode() -> None:

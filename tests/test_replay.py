@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +16,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from delta_iris.data import replay as replay_module
 from delta_iris.data.loader import WindowDataset, window_loader
-from delta_iris.data.replay import CHUNK_STEPS, Replay, ReplayReader
+from delta_iris.data.replay import CHUNK_STEPS, MOST_PENDING, Replay, ReplayReader
 from delta_iris.errors import UserError
 
 SHAPE = (4, 6, 3)
@@ -98,6 +102,110 @@ def test_rolling_back_restores_the_files_to_the_byte(tmp_path: Path) -> None:
     fill(replay, 50, seed=2)
     assert replay.num_frames == 150
     assert ReplayReader(tmp_path, SHAPE).length(replay.num_episodes - 1) == 50 - 37
+
+
+def files_of(folder: Path) -> list[bytes]:
+    return [(folder / name).read_bytes() for name in ("chunks.bin", "index.bin")]
+
+
+def test_files_are_the_same_however_long_compression_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks are written in the order in which they were filled, whenever they are ready."""
+    pack, generator = replay_module._pack, np.random.default_rng(0)
+
+    def slow_pack(*steps):
+        time.sleep(generator.choice([0, 0.0005, 0.003]))
+        return pack(*steps)
+
+    for name, packs in (("fast", pack), ("slow", slow_pack)):
+        monkeypatch.setattr(replay_module, "_pack", packs)
+        replay, steps = Replay(tmp_path / name, SHAPE), np.random.default_rng(1)
+        for t in range(1, 800):
+            for environment in range(3):
+                replay.append(environment, *random_step(steps), (t + environment) % 23 == 0, False)
+            if t % 200 == 0:
+                replay.flush()
+        replay.close()
+    assert files_of(tmp_path / "fast") == files_of(tmp_path / "slow")
+
+
+def test_full_chunks_count_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lengths, number of frames and position tell of chunks that were still being compressed when they were asked."""
+    pack = replay_module._pack
+    monkeypatch.setattr(replay_module, "_pack", lambda *steps: (time.sleep(0.02), pack(*steps))[1])
+    generator, told = np.random.default_rng(0), []
+    for ask in (lambda r: r.num_frames, lambda r: r.lengths.sum(), lambda r: CHUNK_STEPS * r.position()["chunks"]):
+        replay = Replay(tmp_path / str(len(told)), SHAPE)
+        for _ in range(3 * CHUNK_STEPS + 5):
+            replay.append(0, *random_step(generator), False, False)
+        told.append(ask(replay))
+        assert ReplayReader(replay.folder, SHAPE).length(0) == 3 * CHUNK_STEPS
+    assert told == [3 * CHUNK_STEPS] * 3
+
+
+def test_rolling_back_drops_what_is_still_being_compressed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replay = Replay(tmp_path, SHAPE)
+    fill(replay, 100)
+    position, before = replay.position(), files_of(tmp_path)
+    pack = replay_module._pack
+    monkeypatch.setattr(replay_module, "_pack", lambda *steps: (time.sleep(0.02), pack(*steps))[1])
+    generator = np.random.default_rng(1)
+    for _ in range(5 * CHUNK_STEPS):
+        replay.append(0, *random_step(generator), False, False)
+    replay.rollback(position)
+    assert replay.num_frames == 100
+    replay.close()
+    assert files_of(tmp_path) == before
+
+
+def test_whoever_appends_too_fast_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits to be compressed does not pile up in memory."""
+    pack, go_on = replay_module._pack, threading.Event()
+    monkeypatch.setattr(replay_module, "_pack", lambda *steps: (go_on.wait(), pack(*steps))[1])
+    replay, generator, done = Replay(tmp_path, SHAPE), np.random.default_rng(0), []
+
+    def append() -> None:
+        for _ in range((MOST_PENDING + 5) * CHUNK_STEPS):
+            replay.append(0, *random_step(generator), False, False)
+            done.append(1)
+
+    thread = threading.Thread(target=append)
+    thread.start()
+    thread.join(timeout=1)
+    waits, done_then = thread.is_alive(), len(done)
+    go_on.set()  # before anything can fail: else the process would wait for its threads for ever
+    thread.join()
+    assert waits
+    assert done_then == (MOST_PENDING + 1) * CHUNK_STEPS - 1
+    replay.close()
+    assert ReplayReader(tmp_path, SHAPE).length(0) == (MOST_PENDING + 5) * CHUNK_STEPS
+
+
+KILLED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_replay import SHAPE, fill
+from delta_iris.data.replay import Replay
+replay = Replay(Path({folder!r}), SHAPE)
+fill(replay, 100)
+print("flushed", flush=True)
+fill(replay, 10**9, seed=1)
+"""
+
+
+def test_a_killed_process_leaves_all_that_was_flushed_and_no_gap(tmp_path: Path) -> None:
+    script = KILLED.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "replay"))
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "flushed\n"
+    time.sleep(0.3)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    reader = ReplayReader(tmp_path / "replay", SHAPE)
+    lengths = [len(reader.read(e, 0, reader.length(e)).actions) for e in range(reader.num_episodes)]
+    assert lengths[:4] == [37, 37, 26 + 37, 37]
+    assert set(lengths[4:-1]) <= {37}
 
 
 def test_a_reader_sees_a_store_that_was_killed_while_writing(tmp_path: Path) -> None:

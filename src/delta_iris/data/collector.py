@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import wait
@@ -49,7 +50,8 @@ class Collector:
     """Steps vectorized environments with a policy and appends every step to a replay.
 
     Args:
-        envs: the environments, resetting themselves in the step that ends an episode.
+        envs: the environments, resetting themselves in the step that ends an episode. Each step must give a new array
+            of frames, as `AsyncVectorEnv` does unless told otherwise: they are kept, not copied.
         replay: takes the steps.
         burn_in: frames that a policy's memory is warmed on when it takes over in the middle of an episode.
         seed: of the environments (each gets its own: seed, seed + 1, …) and of random actions.
@@ -59,9 +61,7 @@ class Collector:
         self.envs, self.replay, self.seed = envs, replay, seed
         self.random = np.random.default_rng(seed)
         self._frames: NDArray[np.uint8] | None = None
-        shape = (envs.num_envs, burn_in)
-        self._recent = np.zeros((*shape, *envs.single_observation_space.shape), np.uint8)  # type: ignore[misc]
-        self._recent_valid = np.zeros(shape, np.bool_)
+        self._recent: deque[NDArray[np.uint8]] = deque(maxlen=burn_in)
         self._returns = np.zeros(envs.num_envs)
         self._lengths = np.zeros(envs.num_envs, np.int64)
 
@@ -104,23 +104,21 @@ class Collector:
             next_frames, rewards, terminated, truncated, infos = self._talk(self.envs.step, actions)
             kept = quota > 0
             ended = terminated | truncated
-            for i in np.flatnonzero(kept):
-                self.replay.append(
-                    int(i),
-                    self._frames[i],
-                    int(actions[i]),
-                    float(rewards[i]),
-                    bool(terminated[i]),
-                    bool(truncated[i]),
-                )
+            # Lists first: taking numbers out of an array one by one is many times slower.
+            steps_taken = zip(*(x.tolist() for x in (actions, rewards, terminated, truncated)), strict=True)
+            for i, step in enumerate(steps_taken):
+                if kept[i]:
+                    self.replay.append(i, self._frames[i], *step)
             self._returns += rewards
             self._lengths += 1
             new = [
                 Episode(float(self._returns[i]), int(self._lengths[i]), _achievements(infos, int(i)))
                 for i in np.flatnonzero(ended & kept)
             ]
-            self._remember(ended)
-            if state is not None:
+            self._recent.append(self._frames)
+            self._returns[ended] = 0
+            self._lengths[ended] = 0
+            if state is not None and ended.any():
                 keep = torch.from_numpy(~ended).to(state[0].device).view(1, -1, 1)
                 state = (state[0] * keep, state[1] * keep)
             self._frames = next_frames
@@ -149,21 +147,16 @@ class Collector:
 
     def _warm(self, policy: Policy) -> State:
         """The policy's memory of the episodes under way: their last frames before the present one."""
-        frames = torch.from_numpy(self._recent).permute(0, 1, 4, 2, 3).to(policy.device)
-        valid = torch.from_numpy(self._recent_valid).to(policy.device)
+        assert self._frames is not None
+        burn_in = self._recent.maxlen or 0
+        recent = np.zeros((len(self._frames), burn_in, *self._frames.shape[1:]), np.uint8)
+        for age, frames_then in enumerate(reversed(self._recent), start=1):
+            recent[:, -age] = frames_then
+        valid = torch.from_numpy(np.arange(burn_in, 0, -1) <= self._lengths[:, None]).to(policy.device)
+        frames = torch.from_numpy(recent).permute(0, 1, 4, 2, 3).to(policy.device)
         with torch.autocast(frames.device.type, enabled=False):
             state: State = policy.network.burn_in(to_float(frames), valid)
         return state
-
-    def _remember(self, ended: NDArray[np.bool_]) -> None:
-        assert self._frames is not None
-        self._recent = np.roll(self._recent, -1, axis=1)
-        self._recent_valid = np.roll(self._recent_valid, -1, axis=1)
-        self._recent[:, -1] = self._frames
-        self._recent_valid[:, -1] = True
-        self._recent_valid[ended] = False
-        self._returns[ended] = 0
-        self._lengths[ended] = 0
 
     def _talk(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         try:

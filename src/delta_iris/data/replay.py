@@ -3,6 +3,7 @@
 Two files grow in step. `chunks.bin` holds the compressed chunks one after the other; `index.bin` one record of fixed
 size a chunk, written after the chunk itself, so that a process that dies while writing leaves nothing half there. A
 position (the two lengths) names a state of the store, and cutting the files back to it restores that state exactly.
+Chunks are compressed in a thread, while the environments play on; all else happens in the caller's.
 Memory stays flat as the store grows: the index is mapped from the file, and what is kept besides (the length of each
 episode, the order of the chunks) is a fraction of a byte a frame.
 """
@@ -13,6 +14,8 @@ import errno
 import json
 import os
 import zlib
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -27,6 +30,9 @@ __all__ = ["CHUNK_STEPS", "Replay", "ReplayReader", "Steps"]
 
 CHUNK_STEPS = 16
 """Steps a chunk. Longer ones compress better; a window then unpacks more that it does not use."""
+
+MOST_PENDING = 64
+"""Chunks that may wait to be compressed; whoever appends faster than that has to wait too."""
 
 FORMAT = 1
 
@@ -60,10 +66,11 @@ def _paths(folder: Path) -> tuple[Path, Path, Path]:
     return folder / "replay.json", folder / "chunks.bin", folder / "index.bin"
 
 
-def _pack(frames: NDArray[np.uint8], actions: list[int], rewards: list[float]) -> bytes:
+def _pack(frames: list[NDArray[np.uint8]], actions: list[int], rewards: list[float]) -> bytes:
     """Frames as differences to the one before (modulo 256, most of them zero), then actions and rewards."""
-    differences = frames.copy()
-    differences[1:] -= frames[:-1]
+    differences = np.stack(frames)
+    for t in range(1, len(frames)):
+        differences[t] -= frames[t - 1]
     return differences.tobytes() + np.asarray(actions, "<i4").tobytes() + np.asarray(rewards, "<f4").tobytes()
 
 
@@ -92,6 +99,17 @@ class _OpenEpisode:
     rewards: list[float]
 
 
+class _Chunk(NamedTuple):
+    """A chunk that is being compressed: its record's fields that are known before, then its bytes."""
+
+    episode: int
+    environment: int
+    first_step: int
+    steps: int
+    flags: int
+    payload: Future[bytes]
+
+
 class Replay:
     """Writes episodes of several environments, step by step.
 
@@ -118,6 +136,9 @@ class Replay:
         self._chunks: BinaryIO = chunks.open("ab", buffering=0)
         self._index: BinaryIO = index.open("ab", buffering=0)
         self._open: dict[int, _OpenEpisode] = {}
+        # One thread, for a compressor serves one at a time.
+        self._thread = ThreadPoolExecutor(1, "replay")
+        self._pending: deque[_Chunk] = deque()
         self._lengths = np.zeros(1024, np.int64)
         self.num_episodes = 0
         self._load_lengths()
@@ -130,7 +151,11 @@ class Replay:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Steps of each episode that can be read now, (episodes,); those under way count since the last `flush`."""
+        """Steps of each episode that can be read now, (episodes,); those under way count since the last `flush`.
+
+        Like all that tells of the store's state, it waits for chunks that are being compressed.
+        """
+        self._write_pending(0)
         return self._lengths[: self.num_episodes]
 
     @property
@@ -147,7 +172,13 @@ class Replay:
         terminated: bool,
         truncated: bool,
     ) -> None:
-        """Add a step to the episode under way in `environment`; a step that ends it is the episode's last."""
+        """Add a step to the episode under way in `environment`; a step that ends it is the episode's last.
+
+        `frame` is kept, not copied: it must not change afterwards.
+
+        Raises:
+            UserError: where the disk is full; steps since the last `flush` may be lost.
+        """
         episode = self._open.get(environment)
         if episode is None:
             episode = self._open[environment] = _OpenEpisode(self._new_episode(), 0, [], [], [])
@@ -156,18 +187,25 @@ class Replay:
         episode.rewards.append(reward)
         ended = terminated or truncated
         if ended or len(episode.frames) == CHUNK_STEPS:
-            self._write(environment, episode, TERMINATED * terminated | TRUNCATED * truncated)
-        if ended:
-            del self._open[environment]
+            if ended:
+                del self._open[environment]
+            self._compress(environment, episode, TERMINATED * terminated | TRUNCATED * truncated)
+            self._write_pending(MOST_PENDING)
 
     def flush(self) -> None:
-        """Write what is buffered, so that readers see every step."""
+        """Write what is buffered, so that readers see every step.
+
+        Raises:
+            UserError: where the disk is full.
+        """
         for environment, episode in self._open.items():
             if episode.frames:
-                self._write(environment, episode, 0)
+                self._compress(environment, episode, 0)
+        self._write_pending(0)
 
     def position(self) -> dict[str, int]:
         """The present state of the store, for `rollback`. Call `flush` first to include every step."""
+        self._write_pending(0)
         return {"chunks": self._index.tell() // INDEX.itemsize, "bytes": self._chunks.tell()}
 
     def rollback(self, position: dict[str, int]) -> None:
@@ -177,6 +215,7 @@ class Replay:
             UserError: where the files are shorter than the position says.
         """
         self._open.clear()
+        self._pending.clear()
         _, chunks, index = _paths(self.folder)
         for file, length in ((chunks, position["bytes"]), (index, position["chunks"] * INDEX.itemsize)):
             if file.stat().st_size < length:
@@ -195,6 +234,7 @@ class Replay:
             self.flush()
             self._chunks.close()
             self._index.close()
+            self._thread.shutdown()
 
     def _new_episode(self) -> int:
         if self.num_episodes == len(self._lengths):
@@ -202,24 +242,24 @@ class Replay:
         self.num_episodes += 1
         return self.num_episodes - 1
 
-    def _write(self, environment: int, episode: _OpenEpisode, flags: int) -> None:
-        steps = len(episode.frames)
-        payload = self._compressor.compress(_pack(np.stack(episode.frames), episode.actions, episode.rewards))
-        offset = self._chunks.tell()
-        record = np.array(
-            (
-                episode.number,
-                environment,
-                episode.first_step,
-                steps,
-                flags,
-                offset,
-                len(payload),
-                zlib.crc32(payload),
-            ),
-            INDEX,
-        )
-        index_length = self._index.tell()
+    def _compress(self, environment: int, episode: _OpenEpisode, flags: int) -> None:
+        steps = episode.frames, episode.actions, episode.rewards
+        payload = self._thread.submit(lambda: self._compressor.compress(_pack(*steps)))
+        length = len(episode.frames)
+        self._pending.append(_Chunk(episode.number, environment, episode.first_step, length, flags, payload))
+        episode.first_step += length
+        episode.frames, episode.actions, episode.rewards = [], [], []
+
+    def _write_pending(self, most: int) -> None:
+        """Write chunks, in their order: those that are compressed, and as many as leave at most `most` pending."""
+        while self._pending and (len(self._pending) > most or self._pending[0].payload.done()):
+            self._write(self._pending[0])
+            self._pending.popleft()
+
+    def _write(self, chunk: _Chunk) -> None:
+        payload = chunk.payload.result()
+        offset, index_length = self._chunks.tell(), self._index.tell()
+        record = np.array((*chunk[:-1], offset, len(payload), zlib.crc32(payload)), INDEX)
         try:
             _write_all(self._chunks, payload)
             _write_all(self._index, record.tobytes())
@@ -228,15 +268,14 @@ class Replay:
             os.truncate(self._index.fileno(), index_length)
             # What is buffered cannot be written either; closing must not try again.
             self._open.clear()
+            self._pending.clear()
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
             raise UserError(
                 f"the disk of {self.folder} is full; the {self.num_frames:,} frames written so far are safe: free some "
                 "space and resume with --ckpt_path"
             ) from error
-        self._lengths[episode.number] += steps
-        episode.first_step += steps
-        episode.frames, episode.actions, episode.rewards = [], [], []
+        self._lengths[chunk.episode] += chunk.steps
 
 
 class ReplayReader:

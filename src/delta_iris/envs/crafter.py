@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from copy import deepcopy
 from typing import Any
 
 import crafter
 import gymnasium as gym
 import numpy as np
-from crafter.engine import World
 from numpy.typing import NDArray
+
+from delta_iris.envs.engine import make_crafter
+from delta_iris.envs.render import draw_faster
+from delta_iris.envs.worlds import Beginning
 
 __all__ = ["ACHIEVEMENTS", "CrafterEnv"]
 
@@ -17,26 +20,6 @@ Frame = NDArray[np.uint8]
 
 ACHIEVEMENTS: tuple[str, ...] = tuple(crafter.constants.achievements)
 """Names of Crafter's 22 achievements."""
-
-
-class _InsertionOrderedSet(dict[Any, None]):
-    def add(self, item: Any) -> None:
-        self[item] = None
-
-    def remove(self, item: Any) -> None:
-        del self[item]
-
-
-class _OrderedWorld(World):
-    """A world whose chunks remember the order in which creatures entered them.
-
-    Stock Crafter keeps them in sets and draws the creature that disappears by set order, which is the order of
-    addresses in memory: no two processes agree. Nothing else of the rules is touched.
-    """
-
-    def reset(self, seed: int | None = None) -> None:
-        super().reset(seed)
-        self._chunks: Any = defaultdict(_InsertionOrderedSet)
 
 
 class CrafterEnv(gym.Env[Frame, np.int64]):
@@ -58,23 +41,28 @@ class CrafterEnv(gym.Env[Frame, np.int64]):
         self.render_mode = render_mode
         self.observation_space = gym.spaces.Box(0, 255, (size, size, 3), np.uint8)
         self.action_space = gym.spaces.Discrete(len(crafter.constants.actions))
-        self._env = crafter.Env(size=(size, size), length=length, seed=0)
-        # The views hold this very object, so its class is changed rather than the object replaced.
-        self._env._world.__class__ = _OrderedWorld
+        # While one is played, the other gets the next episode's world.
+        self._env, other = (_make(size, length) for _ in range(2))
+        self._next = Beginning(other, seed=0)
         self._frame: Frame | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Frame, dict[str, Any]]:
         """Start an episode in a new world, drawn from `seed` or, without one, from the seed given before."""
         super().reset(seed=seed)
-        self._env._seed = int(self.np_random.integers(2**31 - 1))
-        self._env._episode = 0
-        self._frame = self._env.reset()
+        world_seed = _draw_seed(self.np_random)
+        if self._next.seed != world_seed:
+            self._next = Beginning(self._next.env, world_seed)
+        self._env, spare = self._next.finish(), self._env
+        # A look ahead: where the next reset draws otherwise (it was given a seed), this world is dropped.
+        self._next = Beginning(spare, _draw_seed(deepcopy(self.np_random)))
+        self._frame = self._env._obs()
         player = self._env._player
         return self._frame, _info(player.achievements, player.inventory)
 
     def step(self, action: np.int64 | int) -> tuple[Frame, float, bool, bool, dict[str, Any]]:
         """Act once; see `gymnasium.Env.step`."""
         frame, reward, done, info = self._env.step(int(action))
+        self._next.advance()
         self._frame = frame
         terminated = info["discount"] == 0
         return (
@@ -92,6 +80,16 @@ class CrafterEnv(gym.Env[Frame, np.int64]):
         if self._frame is None:
             raise gym.error.ResetNeeded("call reset() before render()")
         return self._frame.copy()
+
+
+def _make(size: int, length: int) -> crafter.Env:
+    env = make_crafter(size, length)
+    draw_faster(env)
+    return env
+
+
+def _draw_seed(random: np.random.Generator) -> int:
+    return int(random.integers(2**31 - 1))
 
 
 def _info(achievements: dict[str, int], inventory: dict[str, int]) -> dict[str, Any]:
