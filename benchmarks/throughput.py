@@ -6,8 +6,8 @@
 Runs `delta-iris fit` on real Crafter frames: a first epoch to compile and capture, a second that is measured. In each
 phase half of the steps are timed one by one, the device synchronized after each (`step_ms`, the median), and half as
 they run in training (`free_ms`, their mean: what an epoch takes); a few more are profiled, for the share of the time in
-which the GPU computes. FLOPs are counted on the plain step, attention in full, without what is masked. Further arguments go to `delta-iris fit`.
-Prints a JSON line a phase, then a table.
+which the GPU computes. FLOPs are counted on the plain step, attention in full, masked or not. Further arguments go to
+`delta-iris fit`. Prints a JSON line a phase, then a table.
 """
 
 from __future__ import annotations
@@ -105,20 +105,25 @@ def _synchronize() -> None:
 
 def _kernels(profiler: torch.profiler.profile, wall: float) -> dict[str, Any]:
     """Share of the time in which something ran on the device, how many kernels a step, and the longest ones (ms)."""
-    spans, by_name = [], {}
+    spans, by_name, counts = [], {}, {}
     for event in profiler.profiler.kineto_results.events():  # type: ignore[union-attr]
         if event.device_type() == torch.autograd.DeviceType.CUDA:
             spans.append((event.start_ns(), event.start_ns() + event.duration_ns()))
-            by_name[event.name()[:60]] = by_name.get(event.name()[:60], 0) + event.duration_ns()
+            name = event.name()[:70]
+            by_name[name] = by_name.get(name, 0) + event.duration_ns()
+            counts[name] = counts.get(name, 0) + 1
     busy, reached = 0, 0
     for start, end in sorted(spans):
         busy += max(0, end - max(start, reached))
         reached = max(reached, end)
-    longest = sorted(by_name.items(), key=lambda item: -item[1])[:15]
+    longest = sorted(by_name.items(), key=lambda item: -item[1])[:40]
     return {
         "gpu_busy": round(busy / 1e9 / wall, 3),
         "kernels": len(spans) // PROFILED,
-        "longest_ms": {name: round(total / 1e6 / PROFILED, 3) for name, total in longest},
+        "longest": {
+            name: {"ms": round(total / 1e6 / PROFILED, 3), "launches": counts[name] / PROFILED}
+            for name, total in longest
+        },
     }
 
 
@@ -141,7 +146,7 @@ def main() -> None:
     parser.add_argument("--memory_gib", type=float, help="refuse to take more of the GPU's memory than this")
     parser.add_argument("--label", default="")
     parser.add_argument("--no_flops", action="store_true", help="count no operations (the plain step needs memory)")
-    parser.add_argument("--out", type=Path, help="append the JSON lines to this file as well")
+    parser.add_argument("--out", type=Path, help="append the JSON lines to this file, the longest kernels too")
     args, further = parser.parse_known_args()
     sys.argv = sys.argv[:1]  # Lightning warns of arguments given twice
     peak = None
@@ -196,7 +201,7 @@ def report(args: argparse.Namespace, config: dict[str, Any], clock: Clock, peak:
         }
     )
     for line in lines:
-        print(json.dumps(line))
+        print(json.dumps({name: value for name, value in line.items() if name != "longest"}))
         if args.out:
             with args.out.open("a") as file:
                 file.write(json.dumps(line) + "\n")

@@ -6,7 +6,8 @@ import torch
 from conftest import ACTIONS, FRAMES, make_window
 
 from delta_iris.data.window import Window, to_float
-from delta_iris.imagination import Imagination, sample
+from delta_iris.imagination import Imagination
+from delta_iris.nn.sampling import sample
 
 
 def start_of(window: Window, length: int) -> Window:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,8 +18,15 @@ WARM_UP = 2
 """Calls before the capture: kernels are compiled and chosen in them, which cannot happen while capturing."""
 
 
+class _Captured(NamedTuple):
+    graph: torch.cuda.CUDAGraph
+    inputs: list[Tensor]
+    outputs: Any
+
+
 class Graphed(Generic[P, R]):
-    """A function as a CUDA graph, captured at its first call; then a call is one launch instead of thousands.
+    """A function as a CUDA graph, captured at its first call (with tensors of the same shapes); then a call is one
+    launch instead of thousands.
 
     It computes in memory that stays where it is: what it returns is overwritten by the next call, and what it reads
     besides its arguments (weights, buffers) must be changed in place. Random numbers are drawn from PyTorch's
@@ -34,31 +41,23 @@ class Graphed(Generic[P, R]):
 
     def __init__(self, function: Callable[P, R], changes: Callable[[], Iterable[Tensor]], pool: Any) -> None:
         self._function, self._changes, self._pool = function, changes, pool
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._spec: TreeSpec
-        self._inputs: list[Tensor] = []
-        self._outputs: R
+        self._captured: dict[Any, _Captured] = {}
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call the function; its result is valid until the next call.
+        """Call the function; its result is valid until the next call."""
+        given, spec = tree_flatten((args, kwargs))
+        key = (spec, *(tensor.shape for tensor in given))
+        captured = self._captured.get(key)
+        if captured is None:
+            captured = self._captured[key] = self._capture(given, spec)
+        for tensor, value in zip(captured.inputs, given, strict=True):
+            tensor.copy_(value, non_blocking=True)
+        captured.graph.replay()
+        return captured.outputs
 
-        Raises:
-            ValueError: where shapes are not those of the first call.
-        """
-        inputs, spec = tree_flatten((args, kwargs))
-        if self._graph is None:
-            self._capture(inputs, spec)
-        elif spec != self._spec or any(a.shape != b.shape for a, b in zip(inputs, self._inputs, strict=True)):
-            raise ValueError("a captured function was called with other shapes than at first")
-        assert self._graph is not None
-        for static, given in zip(self._inputs, inputs, strict=True):
-            static.copy_(given, non_blocking=True)
-        self._graph.replay()
-        return self._outputs
-
-    def _capture(self, inputs: list[Tensor], spec: TreeSpec) -> None:
-        self._spec, self._inputs = spec, [torch.empty_like(tensor).copy_(tensor) for tensor in inputs]
-        args, kwargs = tree_unflatten(self._inputs, spec)
+    def _capture(self, given: list[Tensor], spec: TreeSpec) -> _Captured:
+        inputs = [torch.empty_like(tensor).copy_(tensor) for tensor in given]
+        args, kwargs = tree_unflatten(inputs, spec)
         changed = list(self._changes())
         before, random = [tensor.clone() for tensor in changed], torch.cuda.get_rng_state()
         stream = torch.cuda.Stream()
@@ -69,11 +68,12 @@ class Graphed(Generic[P, R]):
         torch.cuda.current_stream().wait_stream(stream)
         # Weights that autocast has cast so far would be read by the graph for ever.
         torch.clear_autocast_cache()
-        self._graph = torch.cuda.CUDAGraph()
+        graph = torch.cuda.CUDAGraph()
         # Other threads (that pin batches) may go on talking to the device meanwhile.
-        with torch.cuda.graph(self._graph, pool=self._pool, capture_error_mode="thread_local"):
-            self._outputs = self._function(*args, **kwargs)
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            outputs = self._function(*args, **kwargs)
         torch.clear_autocast_cache()
         for tensor, value in zip(changed, before, strict=True):
             tensor.copy_(value)
         torch.cuda.set_rng_state(random)
+        return _Captured(graph, inputs, outputs)

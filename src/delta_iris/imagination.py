@@ -10,17 +10,12 @@ from torch import Tensor
 from delta_iris.agent import Agent, ImaginedWindow
 from delta_iris.data.window import Window, to_float
 from delta_iris.nn.acceleration import plain
+from delta_iris.nn.sampling import sample
 from delta_iris.tokenizer import Tokenizer
 from delta_iris.world_model import WorldModel
 from delta_iris.world_model.dynamics import DynamicsCache
 
 __all__ = ["Imagination"]
-
-
-def sample(logits: Tensor) -> Tensor:
-    """Sample (…) indices from (…, N) logits, on the device, without waiting for it."""
-    # Gumbel's trick: torch.multinomial would check its argument on the host.
-    return (logits.float() - torch.empty_like(logits, dtype=torch.float32).exponential_().log_()).argmax(-1)
 
 
 class Imagination:

@@ -92,7 +92,7 @@ class PlayEvaluateLoop(_EvaluationLoop):
             _tell(trainer, "on_phase_progress", "play", len(ended) * data.world_size, new_frames)
             return loop.stop_requested
 
-        share = data.play_test_episodes(system.agent, episodes, progress)
+        share = data.play_test_episodes(system.policy(), episodes, progress)
         if self._stopped:
             return
         played = [episode for rank in gather_objects(share) for episode in rank]
@@ -232,7 +232,7 @@ class CollectTrainLoop(_FitLoop):
                 # Ranks collect equally many steps, but not in step: each heeds its own Ctrl-C here.
                 return self.stop_requested
 
-            policy = None if epoch == 0 else system.agent
+            policy = None if epoch == 0 else system.policy()
             share = data.collect(policy, wanted, self.schedule.collection.epsilon, progress)
             if self.stop_agreed():
                 return

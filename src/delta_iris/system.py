@@ -16,7 +16,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils._pytree import tree_leaves, tree_map
 
 from delta_iris.agent import Agent
+from delta_iris.agent.actor_critic import State
 from delta_iris.checkpoint import check_weights
+from delta_iris.data.collector import Policy
 from delta_iris.data.window import Window
 from delta_iris.errors import UserError
 from delta_iris.graphs import Graphed
@@ -63,6 +65,7 @@ class DeltaIris(L.LightningModule):
         self._frozen: tuple[FrozenCopy[Tokenizer], FrozenCopy[WorldModel]] | None = None
         self._frozen_follow = False
         self._graph_pool: Any = None
+        self._policy: _GraphedPolicy | None = None
         self._held_out: dict[str, Tensor] = {}
 
     def child(self, name: str) -> Tokenizer | WorldModel | Agent:
@@ -133,15 +136,27 @@ class DeltaIris(L.LightningModule):
         if phase == "agent":
             self._refresh_frozen()
         if phase not in self._graphs:
-            if self._graph_pool is None:
-                self._graph_pool = torch.cuda.graph_pool_handle()
-            pool = self._graph_pool
+            pool = self._pool()
             make_inputs = self.inputs if phase == "tokenizer" else Graphed(self.inputs, list, pool)
             # Reducing gradients over processes stays a sequence of launches.
             child = self.child(phase)
             learn = self.backward_step if world_size() > 1 else Graphed(self.backward_step, child.buffers, pool)
             self._graphs[phase] = make_inputs, learn
         return self._graphs[phase]
+
+    def _pool(self) -> Any:
+        """The memory of all graphs: only one runs at a time."""
+        if self._graph_pool is None:
+            self._graph_pool = torch.cuda.graph_pool_handle()
+        return self._graph_pool
+
+    def policy(self) -> Policy:
+        """The agent as it plays; accelerating, an action is one launch."""
+        if not self.accelerating:
+            return self.agent
+        if self._policy is None:
+            self._policy = _GraphedPolicy(self.agent, self._pool())
+        return self._policy
 
     def _refresh_frozen(self) -> None:
         """Have the copies that the agent imagines with follow the modules, once a phase."""
@@ -257,6 +272,14 @@ class DeltaIris(L.LightningModule):
         """Refuse weights of another configuration before anything is overwritten."""
         path = self._trainer.ckpt_path if self._trainer is not None else None
         check_weights(checkpoint, self.state_dict(), self.configuration, Path(str(path or "the checkpoint")))
+
+
+class _GraphedPolicy:
+    """An agent whose actions are CUDA graphs."""
+
+    def __init__(self, agent: Agent, pool: Any) -> None:
+        self.burn_in, self.network, self.device = agent.burn_in, agent.network, agent.device
+        self.act: Callable[[Tensor, State], tuple[Tensor, State]] = Graphed(agent.act, list, pool)
 
 
 def _split(inputs: Any, size: int | None) -> list[Any]:

@@ -15,6 +15,7 @@ from delta_iris.agent.actor_critic import ActorCritic, State
 from delta_iris.agent.returns import lambda_returns
 from delta_iris.nn.masked import masked_mean
 from delta_iris.nn.optimizer import make_optimizer
+from delta_iris.nn.sampling import sample
 from delta_iris.nn.symlog import SymlogTwoHot
 
 __all__ = ["Agent", "ImaginedWindow"]
@@ -107,9 +108,7 @@ class Agent(L.LightningModule):
         """
         with torch.autocast(frames.device.type, enabled=False):
             logits, _, state = self.network(frames.float().unsqueeze(1), state)
-            # The Gumbel trick: a sample without torch.multinomial's check, which would wait for the device.
-            noise = torch.empty_like(logits[:, 0]).exponential_().log_()
-            return (logits[:, 0] - noise).argmax(-1), state
+            return sample(logits[:, 0]), state
 
     def training_step(self, imagined: ImaginedWindow, whole: ImaginedWindow | None = None) -> dict[str, Tensor]:
         """One step's losses on imagined windows; nothing after the first imagined end counts.

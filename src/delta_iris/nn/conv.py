@@ -14,8 +14,20 @@ from delta_iris.nn.acceleration import region
 __all__ = ["ConvDecoder", "ConvEncoder", "FrameEncoder", "ResidualBlock"]
 
 
+class _GroupNorm(nn.GroupNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling():
+            return super().forward(x)
+        # The same in terms that leave channels last in memory: what PyTorch's own is compiled to would move them first
+        # and, for the next convolution, back.
+        groups = x.float().unflatten(1, (self.num_groups, -1))
+        variance, mean = torch.var_mean(groups, dim=(2, 3, 4), correction=0, keepdim=True)
+        normal = ((groups - mean) * torch.rsqrt(variance + self.eps)).flatten(1, 2)
+        return normal * self.weight[:, None, None] + self.bias[:, None, None]
+
+
 def _group_norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(math.gcd(32, channels), channels)
+    return _GroupNorm(math.gcd(32, channels), channels)
 
 
 class ResidualBlock(nn.Module):

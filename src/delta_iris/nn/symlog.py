@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from delta_iris.nn.acceleration import region
+
 __all__ = ["SymlogTwoHot", "symexp", "symlog"]
 
 
@@ -54,6 +56,7 @@ class SymlogTwoHot(nn.Module):
         """Cross-entropy of (…, num_bins) logits against the two-hot of (…) values, elementwise in nats: (…)."""
         return -(self.two_hot(values) * F.log_softmax(logits.float(), dim=-1)).sum(-1)
 
+    @region
     def mean(self, logits: Tensor) -> Tensor:
         """The scalar that (…, num_bins) logits stand for, symexp of the bins' mean: (…)."""
         return symexp((logits.float().softmax(-1) * self.bins).sum(-1))

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from delta_iris.nn.acceleration import is_accelerated, region
+from delta_iris.nn.decoding import decode
 
 __all__ = ["KVCache", "Transformer", "autocast_dtype", "block_mask", "init_weights", "sparse_block_mask"]
 
@@ -63,9 +64,16 @@ def block_mask(
 def sparse_block_mask(valid: Tensor, block_size: int) -> BlockMask:
     """`block_mask(valid, block_size, within="block")` for kernels that leave out tiles with nothing to see."""
 
+    # The valid blocks of a window are consecutive. Comparing with their ends is much cheaper in the kernels' innermost
+    # loop than looking each key up.
+    numbers = torch.arange(valid.shape[1], device=valid.device)
+    start = torch.where(valid, numbers, valid.shape[1]).amin(1) * block_size
+    stop = torch.where(valid, numbers + 1, 0).amax(1) * block_size
+
     def allowed(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        query_block, key_block = query // block_size, key // block_size
-        return (query_block == key_block) | ((query_block > key_block) & valid[batch, key_block])
+        block = query // block_size * block_size
+        real = (key >= start[batch]) & (key < stop[batch])
+        return (key < block + block_size) & (real | (key >= block))
 
     length = valid.shape[1] * block_size
     return create_block_mask(allowed, len(valid), None, length, length, device=str(valid.device))
@@ -74,67 +82,74 @@ def sparse_block_mask(valid: Tensor, block_size: int) -> BlockMask:
 class KVCache:
     """Keys and values of every layer of a Transformer, in memory that stays where it is.
 
-    What is not written yet is in it too: masks leave it out. The position lives on the device, so that a CUDA graph
-    that steps can be launched again and again.
+    What is not written yet is in it too: attention leaves it out. The position lives on the device, so that a CUDA
+    graph that steps can be launched again and again.
 
     Args:
         layers: number of layers.
-        shape: (batch, heads, tokens, head dimension) of each layer's keys and of its values.
-        device: where they live.
-        dtype: their type.
+        heads: attention heads H.
+        dim: dimension of a head Dh.
+        valid: (B, T) booleans, false for blocks of padding; read as it is when attending.
+        block_size, within: see `block_mask`.
+        dtype: of keys and values.
     """
 
-    def __init__(self, layers: int, shape: tuple[int, int, int, int], device: torch.device, dtype: torch.dtype) -> None:
-        batch, heads, tokens, dim = shape
+    def __init__(
+        self, layers: int, heads: int, dim: int, valid: Tensor, block_size: int, within: str, dtype: torch.dtype
+    ) -> None:
+        self.valid, self.block_size, self.within = valid, block_size, within
         # Attention kernels want the rows of a mask aligned.
-        self.tokens = -(-tokens // 16) * 16
-        self.keys = torch.zeros(layers, batch, heads, self.tokens, dim, device=device, dtype=dtype)
+        self.tokens = -(-valid.shape[1] * block_size // 16) * 16
+        self.keys = torch.zeros(layers, len(valid), heads, self.tokens, dim, device=valid.device, dtype=dtype)
         self.values = torch.zeros_like(self.keys)
-        self.position = torch.zeros(1, dtype=torch.int64, device=device)
+        self.position = torch.zeros(1, dtype=torch.int64, device=valid.device)
 
     def next_positions(self, number: int) -> Tensor:
         """Sequence positions of the next tokens, (number,)."""
         return self.position + torch.arange(number, device=self.position.device)
 
 
-Written = tuple[Tensor, Tensor, Tensor]
-"""A layer's cached keys and values, (B, H, tokens, Dh) each, and the positions (n,) to write to."""
-
-
-class _SelfAttention(nn.Module):
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.out = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor, mask: Tensor | BlockMask, cache: Written | None) -> Tensor:
-        batch, length, dim = x.shape
-        qkv = self.qkv(x).view(batch, length, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
-        queries, keys, values = qkv.unbind(0)
-        if cache is not None:
-            cached_keys, cached_values, positions = cache
-            keys = cached_keys.index_copy_(2, positions, keys)
-            values = cached_values.index_copy_(2, positions, values)
-        if isinstance(mask, BlockMask):
-            attended = flex_attention(queries, keys, values, block_mask=mask)
-            assert isinstance(attended, Tensor)
-        else:
-            attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
-        return self.out(attended.transpose(1, 2).reshape(batch, length, dim))
+def cached_attention(qkv: Tensor, cache: KVCache, layer: int, mask: Tensor | None) -> Tensor:
+    """Write new tokens to a layer's cache and attend to all that a mask allows; (B, n, 3, H, Dh) → (B, n, H, Dh)."""
+    if mask is None:
+        return decode(qkv, cache, layer)
+    queries, keys, values = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    positions = cache.next_positions(qkv.shape[1])
+    keys = cache.keys[layer].index_copy_(2, positions, keys)
+    values = cache.values[layer].index_copy_(2, positions, values)
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask).transpose(1, 2)
 
 
 class _Layer(nn.Module):
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
+        self.heads = heads
         self.attention_norm = nn.LayerNorm(dim)
-        self.attention = _SelfAttention(dim, heads)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
         self.mlp_norm = nn.LayerNorm(dim)
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
     @region
-    def forward(self, x: Tensor, mask: Tensor | BlockMask, cache: Written | None) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), mask, cache)
+    def forward(self, x: Tensor, mask: Tensor | BlockMask) -> Tensor:
+        """Attend within a window."""
+        queries, keys, values = self.before(x).permute(2, 0, 3, 1, 4).unbind(0)
+        if isinstance(mask, BlockMask):
+            attended = flex_attention(queries, keys, values, block_mask=mask)
+            assert isinstance(attended, Tensor)
+        else:
+            attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+        return self.after(x, attended.transpose(1, 2))
+
+    @region
+    def before(self, x: Tensor) -> Tensor:
+        """What comes before attention: (B, n, dim) → queries, keys and values (B, n, 3, H, Dh)."""
+        return self.qkv(self.attention_norm(x)).view(*x.shape[:2], 3, self.heads, -1)
+
+    @region
+    def after(self, x: Tensor, attended: Tensor) -> Tensor:
+        """What comes after it: (B, n, dim) and (B, n, H, Dh) → (B, n, dim)."""
+        x = x + self.out(attended.reshape(x.shape))
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -157,7 +172,7 @@ class Transformer(nn.Module):
         self.apply(init_weights)
         for layer in self.layers:
             assert isinstance(layer, _Layer)
-            for projection in (layer.attention.out, layer.mlp[-1]):
+            for projection in (layer.out, layer.mlp[-1]):
                 assert isinstance(projection, nn.Linear)
                 nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * (depth or layers)))
 
@@ -168,29 +183,38 @@ class Transformer(nn.Module):
             return sparse_block_mask(valid, block_size)
         return block_mask(valid, block_size, within="block")
 
-    def make_cache(self, batch: int, length: int, device: torch.device) -> KVCache:
-        """An empty cache for `batch` sequences of at most `length` tokens."""
-        shape = (batch, self.heads, length, self.dim // self.heads)
-        return KVCache(len(self.layers), shape, device, autocast_dtype(device))
+    def make_cache(self, valid: Tensor, block_size: int, within: str) -> KVCache:
+        """An empty cache for B sequences of at most T blocks, `valid` (B, T); see `KVCache`."""
+        dtype = autocast_dtype(valid.device)
+        return KVCache(len(self.layers), self.heads, self.dim // self.heads, valid, block_size, within, dtype)
 
-    def forward(self, x: Tensor, mask: Tensor | BlockMask, cache: KVCache | None = None) -> Tensor:
-        """Transform tokens, after those in `cache` where one is given (which then holds these too).
+    def forward(self, x: Tensor, mask: Tensor | BlockMask) -> Tensor:
+        """Transform the tokens of a window.
 
         Args:
             x: (B, n, dim) embeddings, positions included.
-            mask: from `block_mask` or `window_mask`: broadcasts to (B, heads, n, keys), true where attention is
-                allowed; with a cache the keys are all of its slots.
-            cache: keys and values of earlier tokens.
+            mask: from `block_mask` or `window_mask`; true where attention is allowed.
 
         Returns:
             (B, n, dim).
         """
-        positions = None if cache is None else cache.next_positions(x.shape[1])
+        for layer in self.layers:
+            x = layer(x, mask)
+        return x
+
+    def step(self, x: Tensor, cache: KVCache) -> Tensor:
+        """Transform the tokens (B, n, dim) that come after those in `cache`, which then holds these too."""
+        mask = None
+        if not (is_accelerated() and x.is_cuda):
+            mask = block_mask(
+                cache.valid,
+                cache.block_size,
+                within=cache.within,
+                queries=cache.next_positions(x.shape[1]),
+                keys=cache.tokens,
+            )
         for index, layer in enumerate(self.layers):
-            written = None
-            if cache is not None and positions is not None:
-                written = cache.keys[index], cache.values[index], positions
-            x = layer(x, mask, written)
-        if cache is not None:
-            cache.position.add_(x.shape[1])
+            assert isinstance(layer, _Layer)
+            x = layer.after(x, cached_attention(layer.before(x), cache, index, mask))
+        cache.position.add_(x.shape[1])
         return x

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from delta_iris.errors import UserError
 from delta_iris.nn.conv import FrameEncoder
-from delta_iris.nn.transformer import KVCache, Transformer, block_mask, init_weights
+from delta_iris.nn.transformer import KVCache, Transformer, init_weights
 from delta_iris.tokenizer.module import LossWeights, Tokenizer
 from delta_iris.tokenizer.quantizer import VectorQuantizer
 
@@ -174,17 +174,13 @@ class _Decoder(nn.Module):
         nn.init.zeros_(self.paint.bias)
 
     def make_cache(self, batch: int) -> DecoderCache:
-        device = self.within.device
+        valid = torch.zeros(batch, self.max_transitions, dtype=torch.bool, device=self.within.device)
         groups = [
-            group.make_cache(batch, self.max_transitions * (2 + math.prod(grid)), device)
+            group.make_cache(valid, 2 + math.prod(grid), "block")
             for group, grid in zip(self.groups, self.grids, strict=True)
             if isinstance(group, Transformer)
         ]
-        return DecoderCache(
-            groups,
-            torch.zeros(batch, self.max_transitions, dtype=torch.bool, device=device),
-            torch.zeros(1, dtype=torch.int64, device=device),
-        )
+        return DecoderCache(groups, valid, torch.zeros_like(groups[0].position))
 
     def forward(
         self, frames: Tensor, actions: Tensor, codes: Tensor, valid: Tensor, cache: DecoderCache | None
@@ -194,7 +190,7 @@ class _Decoder(nn.Module):
             time = self.time[:length]
         else:
             steps = cache.position + torch.arange(length, device=frames.device)
-            valid = cache.valid.index_copy_(1, steps, valid)
+            cache.valid.index_copy_(1, steps, valid)
             cache.position.add_(length)
             time = self.time[steps]
         vectors = rearrange(self.frame(rearrange(frames, "b t c h w -> (b t) c h w")), "(b t) d -> b t 1 d", t=length)
@@ -208,14 +204,9 @@ class _Decoder(nn.Module):
                 seen = self.previous(_to_patches(_scaled(frames), self.patch_size))
                 x = torch.cat([x[:, :, :2], x[:, :, 2:] + seen], dim=2)
             block = x.shape[2]
-            kv = None if cache is None else cache.groups[index]
-            if kv is None:
-                mask = group.window_mask(valid, block)
-            else:
-                mask = block_mask(
-                    valid, block, within="block", queries=kv.next_positions(length * block), keys=kv.tokens
-                )
-            x = rearrange(group(rearrange(x, "b t n d -> b (t n) d"), mask, kv), "b (t n) d -> b t n d", n=block)
+            flat = rearrange(x, "b t n d -> b (t n) d")
+            flat = group.step(flat, cache.groups[index]) if cache else group(flat, group.window_mask(valid, block))
+            x = rearrange(flat, "b (t n) d -> b t n d", n=block)
         rows, columns = self.grids[-1]
         size = self.patch_size
         painted = rearrange(

@@ -9,6 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from delta_iris.nn.acceleration import region
 from delta_iris.nn.conv import FrameEncoder
 from delta_iris.nn.transformer import KVCache, Transformer, block_mask, init_weights
 
@@ -25,13 +26,14 @@ class Predictions(NamedTuple):
 
 @dataclass
 class DynamicsCache:
-    """What stepping remembers: keys and values, which blocks are real, and the last token, embedded but not written.
+    """What stepping remembers: keys and values, the position embeddings of all tokens (T · block, d), and the last
+    token, embedded but not written.
 
     It is written together with the next block's beginning: a pass less.
     """
 
     kv: KVCache
-    valid: Tensor
+    places: Tensor
     pending: Tensor | None = None
 
 
@@ -124,15 +126,14 @@ class Dynamics(nn.Module):
     def start(self, frames: Tensor, actions: Tensor, tokens: Tensor, valid: Tensor) -> DynamicsCache:
         """A cache that holds a first few whole blocks; arguments as for `forward`, T may be zero."""
         batch, length = actions.shape
-        cache = DynamicsCache(
-            self.transformer.make_cache(batch, self.max_blocks * self.block_size, actions.device),
-            torch.ones(batch, self.max_blocks, dtype=torch.bool, device=actions.device),
-        )
-        cache.valid[:, :length] = valid
+        real = torch.ones(batch, self.max_blocks, dtype=torch.bool, device=actions.device)
+        real[:, :length] = valid
+        places = (self.within + self.time).flatten(0, 1)
+        cache = DynamicsCache(self.transformer.make_cache(real, self.block_size, "token"), places)
         if length > 0:
             x = self._embed(frames, actions, tokens)
-            x, cache.pending = x[:, :-1], x[:, -1:]
-            self.transformer(x, self._mask(x.shape[1], cache), cache.kv)
+            cache.pending = x[:, -1:]
+            self.transformer.step(x[:, :-1], cache.kv)
         return cache
 
     def act(self, frames: Tensor, actions: Tensor, cache: DynamicsCache) -> tuple[Tensor, Tensor, Tensor]:
@@ -142,31 +143,32 @@ class Dynamics(nn.Module):
             logits of the first token (B, N), of the reward's bins (B, bins) and of the end (B, 2).
         """
         x = torch.stack([self._embed_frames(frames.unsqueeze(1)).squeeze(1), self.action(actions)], dim=1)
-        pending = 0 if cache.pending is None else 1
-        x = x + self.within[:2] + self.time[(cache.kv.position + pending) // self.block_size]
-        if cache.pending is not None:
-            x = torch.cat([cache.pending, x], dim=1)
+        if cache.pending is None:
+            x = x + self._places(2, cache)
+        else:
+            x = torch.cat([cache.pending, x + self._places(3, cache)[1:]], dim=1)
             cache.pending = None
-        hidden = self._step(x, cache)
-        return self.token_head(hidden), self.reward_head(hidden), self.end_head(hidden)
+        return self._read(self.transformer.step(x, cache.kv)[:, -1])
 
     def next_token(self, tokens: Tensor, cache: DynamicsCache) -> Tensor:
         """Take token k of the block under way, (B,); return the logits of token k + 1, (B, N)."""
-        return self.token_head(self._step(self._embed_token(tokens, cache), cache))
+        return self._read_token(self.transformer.step(self._embed_token(tokens, cache), cache.kv)[:, -1])
 
     def finish(self, tokens: Tensor, cache: DynamicsCache) -> None:
         """Take a block's last token, (B,)."""
         cache.pending = self._embed_token(tokens, cache)
 
+    def _places(self, number: int, cache: DynamicsCache) -> Tensor:
+        return cache.places[cache.kv.next_positions(number)]
+
     def _embed_token(self, tokens: Tensor, cache: DynamicsCache) -> Tensor:
-        position = cache.kv.position
-        place = self.within[position % self.block_size].unsqueeze(1) + self.time[position // self.block_size]
-        return self.token(tokens).unsqueeze(1) + place
+        return self.token(tokens).unsqueeze(1) + self._places(1, cache)
 
-    def _mask(self, length: int, cache: DynamicsCache) -> Tensor:
-        queries = cache.kv.next_positions(length)
-        return block_mask(cache.valid, self.block_size, within="token", queries=queries, keys=cache.kv.tokens)
+    @region
+    def _read(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        hidden = self.norm(hidden)
+        return self.token_head(hidden), self.reward_head(hidden), self.end_head(hidden)
 
-    def _step(self, x: Tensor, cache: DynamicsCache) -> Tensor:
-        """Append (B, n, d) embeddings; return the normalized output of the last, (B, d)."""
-        return self.norm(self.transformer(x, self._mask(x.shape[1], cache), cache.kv)[:, -1])
+    @region
+    def _read_token(self, hidden: Tensor) -> Tensor:
+        return self.token_head(self.norm(hidden))
