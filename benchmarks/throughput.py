@@ -74,6 +74,9 @@ class Clock(PhaseCallback):
             with FlopCounterMode(display=False) as counter, trainer.precision_plugin.train_step_context():
                 module.backward_step(module.inputs(batch))
             self.results[module.phase]["tflop"] = round(counter.get_total_flops() / 1e12, 3)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.current_epoch == 0:
@@ -104,7 +107,7 @@ def _synchronize() -> None:
 
 
 def _kernels(profiler: torch.profiler.profile, wall: float) -> dict[str, Any]:
-    """Share of the time in which something ran on the device, how many kernels a step, and the longest ones (ms)."""
+    """Share of the time in which something ran on the device, how many kernels a step, and the longest: name, ms, launches."""
     spans, by_name, counts = [], {}, {}
     for event in profiler.profiler.kineto_results.events():  # type: ignore[union-attr]
         if event.device_type() == torch.autograd.DeviceType.CUDA:
@@ -116,7 +119,7 @@ def _kernels(profiler: torch.profiler.profile, wall: float) -> dict[str, Any]:
     for start, end in sorted(spans):
         busy += max(0, end - max(start, reached))
         reached = max(reached, end)
-    longest = sorted(by_name.items(), key=lambda item: -item[1])[:40]
+    longest = sorted(by_name, key=lambda name: -by_name[name])[:40]
     return {
         "gpu_busy": round(busy / 1e9 / wall, 3),
         "kernels": len(spans) // PROFILED,

@@ -10,24 +10,30 @@ none across an episode's end. Prints a JSON line a measurement, the error of cop
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import yaml
+from torch import Tensor
 
 from delta_iris.data.loader import WindowDataset, window_loader
 from delta_iris.data.replay import Replay, ReplayReader
 from delta_iris.data.sampler import WindowSampler
+from delta_iris.data.window import Window
 from delta_iris.envs.vector import check_environment, make_vector_env
-from delta_iris.tokenizer import TransformerTokenizer
+from delta_iris.nn.acceleration import accelerated
+from delta_iris.tokenizer import Tokenizer
 from delta_iris.tokenizer.quantizer import code_entropy
 
-FRAME = (64, 64, 3)
+FRAME, WINDOW = (64, 64, 3), 21
 
 
 def collect(folder: Path, frames: int, seed: int, num_envs: int) -> Replay:
@@ -59,80 +65,110 @@ def held_out_draws(folder: Path, window: int, batches: int, batch_size: int) -> 
     return [[starts[i] for i in row] for row in chosen]
 
 
-def evaluate(tokenizer: TransformerTokenizer, loader: list, autocast: torch.autocast) -> dict[str, float]:
+def load_module(config: Path, name: str, changes: list[str], **sizes: Any) -> Any:
+    """A module of a configuration, with some of its arguments changed (key=value in YAML)."""
+    part = yaml.safe_load(config.read_text())["model"][name]
+    changed = {key: yaml.safe_load(value) for key, value in (item.split("=", 1) for item in changes)}
+    options = {"frame_size": (64, 64), "num_actions": 17} | part["init_args"] | changed | sizes
+    module, class_name = part["class_path"].rsplit(".", 1)
+    return getattr(importlib.import_module(module), class_name)(**options)
+
+
+def to_device(window: Window, device: torch.device) -> Window:
+    return Window(*(field.to(device, non_blocking=True) for field in window))
+
+
+def train(
+    module: Any, losses_of: Callable[[Window], dict[str, Tensor]], loader: Iterable[Window], device: torch.device
+) -> Iterator[tuple[dict[str, Tensor], float]]:
+    """Train a module; gives each step's losses and its seconds."""
+    configured = module.configure_optimizers()
+    optimizer, schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
+    for batch in loader:
+        started = time.perf_counter()
+        with torch.autocast(device.type, torch.bfloat16), accelerated(device.type == "cuda"):
+            losses = losses_of(to_device(batch, device))
+            optimizer.zero_grad()
+            losses["loss"].backward()
+        if isinstance(module, Tokenizer):
+            losses |= module.update_codebook()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), module.gradient_clip)
+        optimizer.step()
+        schedule.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        yield losses, time.perf_counter() - started
+
+
+class Frames:
+    """Collected frames: batches to train on, and held-out windows."""
+
+    def __init__(self, folder: Path, frames: int, held_out_frames: int, num_envs: int, device: torch.device) -> None:
+        check_environment("delta_iris/Crafter-v1", {}, (64, 64), 17)
+        self.replay = collect(folder / "train", frames, 0, num_envs)
+        test = collect(folder / "test", held_out_frames, 1_000_000, num_envs)
+        dataset = WindowDataset(test.folder, FRAME, WINDOW)
+        draws = held_out_draws(test.folder, WINDOW, 6, 32)
+        self.held_out = [to_device(window, device) for window in map(dataset.__getitems__, draws)]
+
+    def batches(self, steps: int, batch_size: int, num_workers: int) -> Iterable[Window]:
+        sampler = WindowSampler(WINDOW, overhang_end=True, seed=0)
+        draws = [sampler.draw(self.replay.lengths, batch_size, count=False) for _ in range(steps)]
+        dataset = WindowDataset(self.replay.folder, FRAME, WINDOW)
+        return window_loader(dataset, draws, num_workers, pin_memory=torch.cuda.is_available())
+
+
+def evaluate(tokenizer: Tokenizer, windows: list[Window], device: torch.device) -> dict[str, float]:
     """Means over the held-out windows, and the entropy of all their codes together."""
-    sums: dict[str, torch.Tensor] = {}
-    with autocast:
-        for window in loader:
+    sums: dict[str, Tensor] = {}
+    with torch.autocast(device.type, torch.bfloat16):
+        for window in windows:
             for name, value in tokenizer.evaluate(window).items():
                 sums[name] = sums.get(name, 0) + value
     counts = sums.pop("code_counts")
-    values = {name: float(value) / len(loader) for name, value in sums.items()}
+    values = {name: float(value) / len(windows) for name, value in sums.items()}
     return values | {"codebook_entropy": float(code_entropy(counts)), "codewords": int((counts > 0).sum())}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=Path("configs/crafter.yaml"))
-    parser.add_argument("--steps", type=int, nargs="+", default=[250, 500, 1000])
     parser.add_argument("--frames", type=int, default=80_000)
     parser.add_argument("--held_out_frames", type=int, default=6_400)
     parser.add_argument("--num_envs", type=int, default=16)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--num_workers", type=int, default=4)
-    parser.add_argument("--set", nargs="*", default=[], help="init_args of the tokenizer, as key=value in YAML")
-    parser.add_argument("--label", default="")
     parser.add_argument("--folder", type=Path, help="keep the collected frames here, and use those that are here")
     parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--steps", type=int, nargs="+", default=[250, 500, 1000])
+    parser.add_argument("--set", nargs="*", default=[], help="init_args of the tokenizer, as key=value in YAML")
+    parser.add_argument("--label", default="")
     args = parser.parse_args()
-    options = yaml.safe_load(args.config.read_text())["model"]["tokenizer"]["init_args"]
-    options |= {key: yaml.safe_load(value) for key, value in (item.split("=", 1) for item in args.set)}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    window = 21
     torch.set_float32_matmul_precision("high")
     with tempfile.TemporaryDirectory() as temporary:
-        folder = args.folder or Path(temporary)
-        check_environment("delta_iris/Crafter-v1", {}, (64, 64), 17)
-        train = collect(folder / "train", args.frames, 0, args.num_envs)
-        test = collect(folder / "test", args.held_out_frames, 1_000_000, args.num_envs)
-        dataset = WindowDataset(test.folder, FRAME, window)
-        draws = held_out_draws(test.folder, window, 6, 32)
-        held_out = [type(w)(*(f.to(device) for f in w)) for w in map(dataset.__getitems__, draws)]
+        data = Frames(args.folder or Path(temporary), args.frames, args.held_out_frames, args.num_envs, device)
         torch.manual_seed(args.seed)
-        tokenizer = TransformerTokenizer(frame_size=(64, 64), num_actions=17, window=window, **options).to(device)
-        optimizers = tokenizer.configure_optimizers()
-        optimizer, schedule = optimizers["optimizer"], optimizers["lr_scheduler"]["scheduler"]
-        sampler = WindowSampler(window, overhang_end=True, seed=0)
-        batches = [sampler.draw(train.lengths, args.batch_size, count=False) for _ in range(max(args.steps))]
-        loader = window_loader(
-            WindowDataset(train.folder, FRAME, window), batches, args.num_workers, pin_memory=device.type == "cuda"
-        )
-        autocast = torch.autocast(device.type, torch.bfloat16)
+        tokenizer = load_module(args.config, "tokenizer", args.set, window=WINDOW).to(device)
+        loader = data.batches(max(args.steps), args.batch_size, args.num_workers)
         times: list[float] = []
-        entropies: list[torch.Tensor] = []
-        for step, batch in enumerate(loader, start=1):
-            started = time.perf_counter()
-            batch = type(batch)(*(field.to(device, non_blocking=True) for field in batch))
-            with autocast:
-                losses = tokenizer.training_step(batch)
-            optimizer.zero_grad()
-            losses["loss"].backward()
-            losses |= tokenizer.update_codebook()
-            torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), tokenizer.gradient_clip)
-            optimizer.step()
-            schedule.step()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
+        entropies: list[Tensor] = []
+        for step, (losses, seconds) in enumerate(train(tokenizer, tokenizer.training_step, loader, device), start=1):
             entropies.append(losses["codebook_entropy"])
-            times.append(time.perf_counter() - started)
+            times.append(seconds)
             if step in args.steps:
-                values = evaluate(tokenizer, held_out, autocast)
                 measured = {"step_ms": round(1000 * statistics.median(times[-200:]), 1)}
                 # Dips between two evaluations: the lowest entropy of any batch since the last.
                 measured["lowest_batch_entropy"] = round(float(torch.stack(entropies).min()), 2)
                 entropies.clear()
                 if device.type == "cuda":
                     measured["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 1)
+                values = evaluate(tokenizer, data.held_out, device)
                 print(json.dumps({"label": args.label, "step": step} | values | measured), flush=True)
 
 

@@ -13,7 +13,7 @@ from delta_iris.agent import ImaginedWindow
 from delta_iris.data.window import Window
 from delta_iris.nn.acceleration import accelerated
 from delta_iris.nn.frozen import FrozenCopy
-from delta_iris.nn.transformer import Transformer, block_mask, sparse_block_mask
+from delta_iris.nn.transformer import TILE, Transformer, block_mask, sparse_block_mask
 from delta_iris.schedule import PHASES
 from delta_iris.system import DeltaIris
 from delta_iris.tokenizer import CNNTokenizer, Tokenizer
@@ -82,15 +82,35 @@ def test_every_region_traces_as_a_whole_and_gives_the_same(phase: str) -> None:
             torch.testing.assert_close(after[name], value, atol=2e-6, rtol=1e-4, msg=name)
 
 
-def test_sparse_masks_allow_what_dense_ones_do() -> None:
-    valid = make_window(3, padded=True).valid
-    block, (batch, frames) = 5, valid.shape
-    dense = block_mask(valid, block, within="block")
+@pytest.mark.parametrize(("frames", "block"), [(9, 5), (21, 65), (20, 66), (4, 64), (3, 128), (7, 37)])
+def test_sparse_masks_allow_what_dense_ones_do(frames: int, block: int) -> None:
+    valid = torch.ones(5, frames, dtype=torch.bool)
+    valid[0, : frames // 2], valid[1, 2:], valid[2, 0], valid[3] = False, False, False, False
+    length = frames * block
+    dense = block_mask(valid, block, within="block")[:, 0]
     sparse = sparse_block_mask(valid, block)
-    index = torch.arange(frames * block)
-    for row in range(batch):
-        allowed = sparse.mask_mod(torch.tensor(row), torch.tensor(0), index[:, None], index[None, :])
-        assert torch.equal(allowed, dense[row, 0])
+    index = torch.arange(length)
+    rows = torch.arange(len(valid)).view(-1, 1, 1)
+    assert torch.equal(sparse.mask_mod(rows, rows, index[:, None], index[None, :]), dense)
+    # By tiles: nothing is allowed in those left out, and everything in those said to be full.
+    tiles = -(-length // TILE)
+    padded = torch.nn.functional.pad(dense, (0, tiles * TILE - length) * 2)
+    by_tile = padded.view(len(valid), tiles, TILE, tiles, TILE).transpose(2, 3).flatten(3)
+    partial, full = (torch.zeros(len(valid), tiles, tiles, dtype=torch.bool) for _ in range(2))
+    lists = (sparse.kv_num_blocks, sparse.kv_indices), (sparse.full_kv_num_blocks, sparse.full_kv_indices)
+    for marks, (numbers, indices) in zip((partial, full), lists, strict=True):
+        for b in range(len(valid)):
+            for i in range(tiles):
+                marks[b, i, indices[b, 0, i, : numbers[b, 0, i]]] = True
+    assert not by_tile[~(partial | full)].any()
+    # The last rows of a full tile may lie beyond the sequence.
+    beyond = (torch.arange(tiles * TILE) >= length).view(tiles, 1, TILE, 1).expand(tiles, tiles, TILE, TILE).flatten(2)
+    assert (by_tile | beyond)[full].all()
+    assert not (partial & full).any()
+    # And no more work than there is, without padding: partial tiles hide something, but at the ragged end.
+    inner = length // TILE
+    assert (by_tile.any(-1) & ~by_tile.all(-1))[4, :inner, :inner][partial[4, :inner, :inner]].all()
+    assert by_tile[4].any(-1)[(partial | full)[4]].all()
 
 
 def test_a_frozen_copy_follows_and_keeps_its_memory(tokenizer) -> None:

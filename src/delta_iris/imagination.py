@@ -118,8 +118,7 @@ class Imagination:
         with plain():
             frame = self.reset(window)
         burn_in = to_float(window.frames[:, :-1])
-        with torch.autocast(frame.device.type, enabled=False):
-            state = agent.network.burn_in(burn_in, window.valid[:, :-1])
+        state = agent.network.burn_in(burn_in, window.valid[:, :-1])
         actions, rewards, ends = [], [], []
         for _ in range(agent.horizon):
             action, state = agent.act(frame, state)

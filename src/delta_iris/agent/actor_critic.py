@@ -11,10 +11,15 @@ from torch import Tensor, nn
 
 from delta_iris.nn.conv import FrameEncoder
 
-__all__ = ["ActorCritic", "State"]
+__all__ = ["ActorCritic", "State", "full_precision"]
 
 State = tuple[Tensor, Tensor]
 """The LSTM's hidden and cell state, (1, B, hidden) each."""
+
+
+def full_precision(device: torch.device) -> torch.autocast:
+    """What is small or sums up (memory, policy, values, losses) is computed in float32, whatever autocast says."""
+    return torch.autocast(device.type, enabled=False)
 
 
 class ActorCritic(nn.Module):
@@ -66,12 +71,13 @@ class ActorCritic(nn.Module):
             logits of the actions (B, T, A), of the values' bins (B, T, bins), and the state after the last frame.
         """
         features = self._look(frames)
-        if frames.shape[1] > 1:
-            hidden, state = self.lstm(features, state)
-        else:
-            state = self._remember(features[:, 0], state)
-            hidden = state[0].transpose(0, 1)
-        return self.actor(hidden), self.critic(hidden), state
+        with full_precision(frames.device):
+            if frames.shape[1] > 1:
+                hidden, state = self.lstm(features, state)
+            else:
+                state = self._remember(features[:, 0], state)
+                hidden = state[0].transpose(0, 1)
+            return self.actor(hidden), self.critic(hidden), state
 
     @torch.no_grad()
     def burn_in(self, frames: Tensor, valid: Tensor) -> State:
@@ -83,14 +89,17 @@ class ActorCritic(nn.Module):
         """
         state = self.initial_state(len(frames))
         features = self._look(frames)
-        for t in range(frames.shape[1]):
-            hidden, cell = self._remember(features[:, t], state)
-            keep = valid[:, t].view(1, -1, 1)
-            state = (torch.where(keep, hidden, state[0]), torch.where(keep, cell, state[1]))
+        with full_precision(frames.device):
+            for t in range(frames.shape[1]):
+                hidden, cell = self._remember(features[:, t], state)
+                keep = valid[:, t].view(1, -1, 1)
+                state = (torch.where(keep, hidden, state[0]), torch.where(keep, cell, state[1]))
         return state
 
     def _look(self, frames: Tensor) -> Tensor:
-        return rearrange(self.cnn(rearrange(frames, "b t c h w -> (b t) c h w")), "(b t) d -> b t d", b=len(frames))
+        """Features of frames, float32; the CNN alone works in autocast's precision, where that is on."""
+        features = self.cnn(rearrange(frames, "b t c h w -> (b t) c h w"))
+        return rearrange(features.float(), "(b t) d -> b t d", b=len(frames))
 
     def _remember(self, features: Tensor, state: State) -> State:
         """One step of the LSTM, on features (B, d): as a cell, which is a fraction of the launches of a sequence."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from delta_iris.agent.actor_critic import ActorCritic, State
+from delta_iris.agent.actor_critic import ActorCritic, State, full_precision
 from delta_iris.agent.returns import lambda_returns
 from delta_iris.nn.masked import masked_mean
 from delta_iris.nn.optimizer import make_optimizer
@@ -106,9 +106,8 @@ class Agent(L.LightningModule):
         Returns:
             actions (B,) int64, the state after the frames.
         """
-        with torch.autocast(frames.device.type, enabled=False):
-            logits, _, state = self.network(frames.float().unsqueeze(1), state)
-            return sample(logits[:, 0]), state
+        logits, _, state = self.network(frames.float().unsqueeze(1), state)
+        return sample(logits[:, 0]), state
 
     def training_step(self, imagined: ImaginedWindow, whole: ImaginedWindow | None = None) -> dict[str, Tensor]:
         """One step's losses on imagined windows; nothing after the first imagined end counts.
@@ -116,14 +115,13 @@ class Agent(L.LightningModule):
         Where `imagined` is a part of a batch, `whole` is all of it: the losses of the parts add up to the batch's.
         The imagined frames carry no gradient: actor and critic are evaluated once, over the whole sequence.
         """
-        # The agent is small and its policy gradient noisy: it works in full precision whatever the others do.
-        with torch.autocast(imagined.frames.device.type, enabled=False):
-            warm, frames = imagined.frames[:, : self.burn_in], imagined.frames[:, self.burn_in :]
-            logits, value_logits, _ = self.network(frames[:, :-1], self.network.burn_in(warm, imagined.burn_in_valid))
-            with torch.no_grad():
-                _, target_logits, _ = self.target(frames, self.target.burn_in(warm, imagined.burn_in_valid))
-                targets = self.values.mean(target_logits)
-                returns = lambda_returns(imagined.rewards, imagined.ends, targets[:, 1:], self.discount, self.lambda_)
+        warm, frames = imagined.frames[:, : self.burn_in], imagined.frames[:, self.burn_in :]
+        logits, value_logits, _ = self.network(frames[:, :-1], self.network.burn_in(warm, imagined.burn_in_valid))
+        with torch.no_grad():
+            _, target_logits, _ = self.target(frames, self.target.burn_in(warm, imagined.burn_in_valid))
+        with full_precision(frames.device):
+            targets = self.values.mean(target_logits)
+            returns = lambda_returns(imagined.rewards, imagined.ends, targets[:, 1:], self.discount, self.lambda_)
             mask = until_first_end(imagined.ends)
             all_steps = mask if whole is None else until_first_end(whole.ends)
             log_policy = F.log_softmax(logits, dim=-1)

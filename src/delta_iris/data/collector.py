@@ -154,8 +154,7 @@ class Collector:
             recent[:, -age] = frames_then
         valid = torch.from_numpy(np.arange(burn_in, 0, -1) <= self._lengths[:, None]).to(policy.device)
         frames = torch.from_numpy(recent).permute(0, 1, 4, 2, 3).to(policy.device)
-        with torch.autocast(frames.device.type, enabled=False):
-            state: State = policy.network.burn_in(to_float(frames), valid)
+        state: State = policy.network.burn_in(to_float(frames), valid)
         return state
 
     def _talk(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -55,7 +55,7 @@ def decode(qkv: Tensor, cache: KVCache, layer: int) -> Tensor:
         COLUMNS=64 if length > 16 else 32,
         # Tensor cores would round float32 products to tf32.
         PRECISION="ieee" if qkv.dtype == torch.float32 else "tf32",
-        num_warps=4,
+        num_warps=2 if rows == 16 else 8 if rows == 128 else 4,
     )
     return out
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from delta_iris.nn.acceleration import is_accelerated, region
 from delta_iris.nn.decoding import decode
@@ -16,6 +16,9 @@ __all__ = ["KVCache", "Transformer", "autocast_dtype", "block_mask", "init_weigh
 
 SPARSE_LENGTH = 512
 """Tokens from which on attention over a whole window is worth leaving masked tiles out."""
+
+TILE = 128
+"""Side of a tile, in tokens."""
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype:
@@ -62,12 +65,15 @@ def block_mask(
 
 
 def sparse_block_mask(valid: Tensor, block_size: int) -> BlockMask:
-    """`block_mask(valid, block_size, within="block")` for kernels that leave out tiles with nothing to see."""
+    """`block_mask(valid, block_size, within="block")` for kernels that leave out tiles with nothing to see.
 
-    # The valid blocks of a window are consecutive. Comparing with their ends is much cheaper in the kernels' innermost
-    # loop than looking each key up.
-    numbers = torch.arange(valid.shape[1], device=valid.device)
-    start = torch.where(valid, numbers, valid.shape[1]).amin(1) * block_size
+    The valid blocks of each row of `valid` must be consecutive, as those of a window are.
+    """
+    blocks, device = valid.shape[1], valid.device
+    length = blocks * block_size
+    numbers = torch.arange(blocks, device=device)
+    # Comparing with the ends is much cheaper in the kernels' innermost loop than looking each key up.
+    start = torch.where(valid, numbers, blocks).amin(1) * block_size
     stop = torch.where(valid, numbers + 1, 0).amax(1) * block_size
 
     def allowed(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -75,8 +81,29 @@ def sparse_block_mask(valid: Tensor, block_size: int) -> BlockMask:
         real = (key >= start[batch]) & (key < stop[batch])
         return (key < block + block_size) & (real | (key >= block))
 
-    length = valid.shape[1] * block_size
-    return create_block_mask(allowed, len(valid), None, length, length, device=str(valid.device))
+    # Which tiles hold something to see, and in which there is nothing to hide: worked out from their corners, for
+    # `create_block_mask` would look at every pair of tokens.
+    low = torch.arange(0, length, TILE, device=device)
+    high = (low + TILE - 1).clamp(max=length - 1)
+    low_block, high_block = (corner // block_size * block_size for corner in (low, high))
+    reached = low < high_block[:, None] + block_size
+    own = reached & (high >= low_block[:, None])
+    first, end = start[:, None, None], stop[:, None, None]
+    some = (reached & (low < end) & (high >= first)) | own
+    every = (high < low_block[:, None] + block_size) & (low >= first) & (high < end) & (low + TILE <= length)
+    return BlockMask.from_kv_blocks(
+        *_tile_lists(some & ~every),
+        *_tile_lists(every),
+        BLOCK_SIZE=TILE,
+        mask_mod=allowed,
+        seq_lengths=(length, length),
+    )
+
+
+def _tile_lists(tiles: Tensor) -> tuple[Tensor, Tensor]:
+    """How many tiles of each row are marked (B, 1, rows), and which, those first (B, 1, rows, columns)."""
+    order = torch.argsort(tiles.to(torch.int8), dim=-1, descending=True, stable=True)
+    return tiles.sum(-1, dtype=torch.int32).unsqueeze(1), order.to(torch.int32).unsqueeze(1)
 
 
 class KVCache:

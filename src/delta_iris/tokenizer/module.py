@@ -12,6 +12,7 @@ from torch import Tensor
 
 from delta_iris.data.window import Window, to_float
 from delta_iris.errors import UserError
+from delta_iris.nn.acceleration import region
 from delta_iris.nn.masked import masked_mean
 from delta_iris.nn.optimizer import make_optimizer
 from delta_iris.tokenizer.quantizer import VectorQuantizer
@@ -22,6 +23,13 @@ LossWeights = dict[str, float]
 
 LOSS_WEIGHTS: LossWeights = {"l1": 0.1, "l2": 1.0, "max_pixel": 0.01, "commitment": 0.02}
 """Default weights of the terms of a tokenizer's loss."""
+
+
+@region
+def _frame_errors(painted: Tensor, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean absolute, mean squared and largest squared error of each frame, (B, T, C, H, W) → (B, T)."""
+    error = painted.float().flatten(2) - to_float(frames).flatten(2)
+    return error.abs().mean(2), error.square().mean(2), error.square().amax(2)
 
 
 class Tokenizer(L.LightningModule):
@@ -125,13 +133,9 @@ class Tokenizer(L.LightningModule):
         """
         painted, tokens, unit, commitment = self.reconstruct(window)
         mask, whole_mask = window.transitions, None if whole is None else whole.transitions
-        error = painted.float() - to_float(window.frames[:, 1:])
-        terms = {
-            "l1": masked_mean(reduce(error.abs(), "b t c h w -> b t", "mean"), mask, whole_mask),
-            "l2": masked_mean(reduce(error.square(), "b t c h w -> b t", "mean"), mask, whole_mask),
-            "max_pixel": masked_mean(reduce(error.square(), "b t c h w -> b t", "max"), mask, whole_mask),
-            "commitment": masked_mean(reduce(commitment, "b t k d -> b t", "mean"), mask, whole_mask),
-        }
+        l1, l2, max_pixel = _frame_errors(painted, window.frames[:, 1:])
+        errors = {"l1": l1, "l2": l2, "max_pixel": max_pixel, "commitment": commitment.mean((2, 3))}
+        terms = {name: masked_mean(error, mask, whole_mask) for name, error in errors.items()}
         loss = torch.stack([weight * terms[name] for name, weight in self.loss_weights.items()]).sum()
         token_mask = mask.unsqueeze(-1).expand_as(tokens)
         self._quantized.append((unit.detach().flatten(0, -2), tokens.flatten(), token_mask.flatten()))

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from delta_iris.errors import UserError
+from delta_iris.nn.acceleration import region
 from delta_iris.nn.conv import FrameEncoder
 from delta_iris.nn.transformer import KVCache, Transformer, init_weights
 from delta_iris.tokenizer.module import LossWeights, Tokenizer
@@ -54,7 +54,17 @@ def pooled_grids(frame_size: Grid, patch_size: int, tokens_per_frame: int, group
 
 
 def _to_patches(frames: Tensor, size: int) -> Tensor:
-    return rearrange(frames, "b t c (h p) (w q) -> b t (h w) (c p q)", p=size, q=size)
+    """(B, T, C, H, W) → (B, T, patches, C · size²)."""
+    batch, time, channels, height, width = frames.shape
+    cells = frames.reshape(batch, time, channels, height // size, size, width // size, size)
+    return cells.permute(0, 1, 3, 5, 2, 4, 6).reshape(batch, time, -1, channels * size**2)
+
+
+def _from_patches(patches: Tensor, grid: Grid, size: int) -> Tensor:
+    """The inverse of `_to_patches`."""
+    batch, time = patches.shape[:2]
+    cells = patches.reshape(batch, time, *grid, -1, size, size).permute(0, 1, 4, 2, 5, 3, 6)
+    return cells.reshape(batch, time, -1, grid[0] * size, grid[1] * size)
 
 
 def _scaled(frames: Tensor) -> Tensor:
@@ -107,25 +117,32 @@ class _Encoder(nn.Module):
         # The first real frame of a window has no action before it, whatever the padding in front of it holds.
         known = F.pad(valid[:, :-1], (1, 0))
         previous = torch.where(known, F.pad(actions[:, :-1], (1, 0)), self.no_action)
-        patches = self.patch(_to_patches(_scaled(frames), self.patch_size))
-        x = torch.cat([self.action(previous).unsqueeze(2), patches], dim=2) + self.within + self.time[:length]
+        x = self._blocks(frames, self.action(previous))
         for index, group in enumerate(self.groups):
             assert isinstance(group, Transformer)
             if index > 0:
                 x = self._pool(x, self.grids[index - 1])
             block = x.shape[2]
-            x = group(rearrange(x, "b t n d -> b (t n) d"), group.window_mask(valid, block))
-            x = rearrange(x, "b (t n) d -> b t n d", n=block)
+            x = group(x.flatten(1, 2), group.window_mask(valid, block)).unflatten(1, (length, block))
+        return self._summarize(x)
+
+    @region
+    def _blocks(self, frames: Tensor, actions: Tensor) -> Tensor:
+        patches = self.patch(_to_patches(_scaled(frames), self.patch_size))
+        return torch.cat([actions.unsqueeze(2), patches], dim=2) + self.within + self.time[: frames.shape[1]]
+
+    @region
+    def _pool(self, x: Tensor, grid: Grid) -> Tensor:
+        """Average patch tokens over 2×2 cells of `grid`; the action token passes."""
+        cells = x[:, :, 1:].unflatten(2, (grid[0] // 2, 2, grid[1] // 2, 2))
+        return torch.cat([x[:, :, :1], cells.mean((3, 5)).flatten(2, 3)], dim=2)
+
+    @region
+    def _summarize(self, x: Tensor) -> Tensor:
         summary = x[:, :, 1:]
         # The literal Δ: what is quantized is what changed between the summaries of consecutive frames.
         change = summary[:, 1:] - summary[:, :-1] if self.difference else summary[:, 1:]
         return self.project(F.layer_norm(change, change.shape[-1:]))
-
-    @staticmethod
-    def _pool(x: Tensor, grid: Grid) -> Tensor:
-        """Average patch tokens over 2×2 cells of `grid`; the action token passes."""
-        pooled = reduce(x[:, :, 1:], "b t (h i w j) d -> b t (h w) d", "mean", h=grid[0] // 2, i=2, w=grid[1] // 2, j=2)
-        return torch.cat([x[:, :, :1], pooled], dim=2)
 
 
 @dataclass
@@ -193,37 +210,40 @@ class _Decoder(nn.Module):
             cache.valid.index_copy_(1, steps, valid)
             cache.position.add_(length)
             time = self.time[steps]
-        vectors = rearrange(self.frame(rearrange(frames, "b t c h w -> (b t) c h w")), "(b t) d -> b t 1 d", t=length)
-        x = torch.cat([vectors, self.action(actions).unsqueeze(2), self.code(codes)], dim=2)
-        x = x + self.within + time
+        vectors = self.frame(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+        x = self._blocks(vectors, self.action(actions), codes, time)
         for index, group in enumerate(self.groups):
             assert isinstance(group, Transformer)
             if index > 0:
                 x = self._upsample(x, index)
             if index == len(self.groups) - 1 and self.previous is not None:
-                seen = self.previous(_to_patches(_scaled(frames), self.patch_size))
-                x = torch.cat([x[:, :, :2], x[:, :, 2:] + seen], dim=2)
-            block = x.shape[2]
-            flat = rearrange(x, "b t n d -> b (t n) d")
+                x = self._look_back(x, frames, self.previous)
+            block, flat = x.shape[2], x.flatten(1, 2)
             flat = group.step(flat, cache.groups[index]) if cache else group(flat, group.window_mask(valid, block))
-            x = rearrange(flat, "b (t n) d -> b t n d", n=block)
-        rows, columns = self.grids[-1]
-        size = self.patch_size
-        painted = rearrange(
-            self.paint(self.norm(x[:, :, 2:])),
-            "b t (h w) (c p q) -> b t c (h p) (w q)",
-            h=rows,
-            w=columns,
-            p=size,
-            q=size,
-        )
-        return frames + painted if self.residual else painted
+            x = flat.unflatten(1, (length, block))
+        return self._paint(x, frames)
 
+    @region
+    def _blocks(self, vectors: Tensor, actions: Tensor, codes: Tensor, time: Tensor) -> Tensor:
+        return torch.cat([vectors.unsqueeze(2), actions.unsqueeze(2), self.code(codes)], dim=2) + self.within + time
+
+    @region
     def _upsample(self, x: Tensor, index: int) -> Tensor:
         """Make each token of the grid before `index` 2×2; the frame vector and the action pass."""
         rows, columns = self.grids[index - 1]
-        finer = repeat(x[:, :, 2:], "b t (h w) d -> b t (h i w j) d", h=rows, w=columns, i=2, j=2)
-        return torch.cat([x[:, :, :2], finer + self.copies[index - 1]], dim=2)
+        coarse = x[:, :, 2:].unflatten(2, (rows, 1, columns, 1))
+        finer = coarse.expand(-1, -1, -1, 2, -1, 2, -1).flatten(2, 5) + self.copies[index - 1]
+        return torch.cat([x[:, :, :2], finer], dim=2)
+
+    @region
+    def _look_back(self, x: Tensor, frames: Tensor, embed: nn.Module) -> Tensor:
+        seen = embed(_to_patches(_scaled(frames), self.patch_size))
+        return torch.cat([x[:, :, :2], x[:, :, 2:] + seen], dim=2)
+
+    @region
+    def _paint(self, x: Tensor, frames: Tensor) -> Tensor:
+        painted = _from_patches(self.paint(self.norm(x[:, :, 2:])), self.grids[-1], self.patch_size)
+        return frames + painted if self.residual else painted
 
 
 class TransformerTokenizer(Tokenizer):
