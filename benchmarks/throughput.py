@@ -107,7 +107,7 @@ def _synchronize() -> None:
 
 
 def _kernels(profiler: torch.profiler.profile, wall: float) -> dict[str, Any]:
-    """Share of the time in which something ran on the device, how many kernels a step, and the longest: name, ms, launches."""
+    """Share of the time in which the device computed, kernels a step, and the longest: name, ms, launches."""
     spans, by_name, counts = [], {}, {}
     for event in profiler.profiler.kineto_results.events():  # type: ignore[union-attr]
         if event.device_type() == torch.autograd.DeviceType.CUDA:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import Any
 
 import lightning as L
@@ -10,6 +11,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
 from delta_iris.callbacks.phases import PhaseCallback, Rollout, Training
+from delta_iris.schedule import PHASES
 
 __all__ = ["PhaseProgress"]
 
@@ -25,6 +27,9 @@ class PhaseProgress(ProgressBar, PhaseCallback):
         self._bar: tqdm[Any] | None = None
         self._label = ""
         self._enabled = True
+        self._started, self._frames = 0.0, 0
+        # Of the epoch: what was collected, and the seconds of all phases.
+        self._collected, self._seconds = 0, 0.0
 
     def disable(self) -> None:
         """Show nothing (Lightning calls it on all processes but the first)."""
@@ -36,6 +41,7 @@ class PhaseProgress(ProgressBar, PhaseCallback):
 
     def on_phase_start(self, trainer: L.Trainer, module: Any, phase: str, total: int, done: int) -> None:
         """Open a bar."""
+        self._started, self._frames = time.monotonic(), 0
         self._label = NAMES.get(phase, phase)
         if trainer.state.fn == "fit":
             width = len(str(trainer.max_epochs))
@@ -57,10 +63,13 @@ class PhaseProgress(ProgressBar, PhaseCallback):
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Advance the bar while training."""
+        self._frames += batch.valid.numel() * trainer.world_size
         if self._bar is not None:
             self._bar.update()
             if module.phase_metrics:
-                self._bar.set_postfix_str(f"loss {module.phase_metrics['loss']:.4g}", refresh=False)
+                rate = self._frames / (time.monotonic() - self._started)
+                told = f"{rate:,.0f} frames/s, loss {module.phase_metrics['loss']:.4g}"
+                self._bar.set_postfix_str(told, refresh=False)
 
     def on_phase_end(self, trainer: L.Trainer, module: Any, phase: str, outcome: Rollout | Training) -> None:
         """Replace the bar by a line."""
@@ -76,10 +85,23 @@ class PhaseProgress(ProgressBar, PhaseCallback):
                 told += f"  return {sum(returns) / len(returns):.2f} over {len(returns)} episodes"
         else:
             told = (
-                f"{outcome.steps:>9,} steps  {outcome.steps / outcome.seconds:>8,.1f} steps/s   "
-                f"loss {module.phase_metrics['loss']:.4g}"
+                f"{outcome.steps:>9,} steps  {self._frames / outcome.seconds:>8,.0f} frames/s  "
+                f"{1000 * outcome.seconds / outcome.steps:,.1f} ms a step  loss {module.phase_metrics['loss']:.4g}"
             )
         print(f"{self._label:<28}{told}", flush=True)
+        if trainer.state.fn == "fit" and phase != "play":
+            self._sum_up(trainer, phase, outcome)
+
+    def _sum_up(self, trainer: L.Trainer, phase: str, outcome: Rollout | Training) -> None:
+        """After an epoch's last phase, how many frames a second it made of all."""
+        if isinstance(outcome, Rollout):
+            self._collected, self._seconds = outcome.frames, outcome.seconds
+            return
+        self._seconds += outcome.seconds
+        if phase == PHASES[-1] and self._collected:
+            told = f"{self._collected:>9,} frames {self._collected / self._seconds:>8,.1f} frames/s in all"
+            print(f"{self._label.removesuffix(NAMES.get(phase, phase)):<28}{told}", flush=True)
+            self._collected = 0
 
     def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
         """Tell the held-out losses."""

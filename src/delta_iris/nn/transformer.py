@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ SPARSE_LENGTH = 512
 
 TILE = 128
 """Side of a tile, in tokens."""
+
+FORWARD_TILES: Any = {"fwd_BLOCK_M": 64, "fwd_BLOCK_N": 64, "fwd_num_warps": 4, "fwd_num_stages": 3}
+"""Of several tried on an H200 (1,365 tokens, 32 × 8 heads): 0.41 ms where PyTorch's own choice takes 0.53."""
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype:
@@ -162,7 +166,7 @@ class _Layer(nn.Module):
         """Attend within a window."""
         queries, keys, values = self.before(x).permute(2, 0, 3, 1, 4).unbind(0)
         if isinstance(mask, BlockMask):
-            attended = flex_attention(queries, keys, values, block_mask=mask)
+            attended = flex_attention(queries, keys, values, block_mask=mask, kernel_options=FORWARD_TILES)
             assert isinstance(attended, Tensor)
         else:
             attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
