@@ -12,7 +12,7 @@ import yaml
 from delta_iris.agent import Agent
 from delta_iris.callbacks.summary import count_parameters
 from delta_iris.schedule import Collection, Phase, Schedule
-from delta_iris.tokenizer import TransformerTokenizer
+from delta_iris.tokenizer import CNNTokenizer, TransformerTokenizer
 from delta_iris.world_model import WorldModel
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -43,6 +43,26 @@ def test_crafter_is_the_papers_agent() -> None:
     frames = schedule.frames_until(epochs)
     assert frames == 10_000_000
     assert schedule.imagined_until(epochs, agent.horizon) / frames == 24
+
+
+def test_crafter_cnn_is_the_lean_agent() -> None:
+    config = load("crafter_cnn.yaml")
+    options = {name: module["init_args"] for name, module in config["model"].items()}
+    sizes = {"frame_size": (64, 64), "num_actions": 17}
+    tokens = {key: options["tokenizer"][key] for key in ("tokens_per_frame", "codebook_size")}
+    with torch.device("meta"):
+        tokenizer = CNNTokenizer(**sizes, window=21, **options["tokenizer"])
+        world_model = WorldModel(**sizes, window=21, **tokens, **options["world_model"])
+        agent = Agent(**sizes, **options["agent"])
+    assert count_parameters(tokenizer.encoder) == pytest.approx(1.89e6, rel=0.005)
+    assert count_parameters(tokenizer.frame) == pytest.approx(1.76e6, rel=0.005)
+    assert count_parameters(tokenizer.decoder) == pytest.approx(1.55e6, rel=0.005)
+    assert count_parameters(tokenizer) == pytest.approx(5.4e6, rel=0.01)
+    assert count_parameters(world_model) == pytest.approx(11.9e6, rel=0.005)
+    assert sum(map(count_parameters, (tokenizer, world_model, agent))) == pytest.approx(24.8e6, rel=0.005)
+    schedule, epochs = schedule_of(config), config["trainer"]["max_epochs"]
+    assert schedule.frames_until(epochs) == 10_000_000
+    assert schedule.imagined_until(epochs, agent.horizon) / 10_000_000 == 64.5
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("*.yaml")))

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from delta_iris.agent import ImaginedWindow
 from delta_iris.data.window import Window
 from delta_iris.strategy import _Losses
+from delta_iris.system import DeltaIris
 
 BATCH = 4
 
@@ -49,19 +50,27 @@ def take(inputs, rows: slice):
     return type(inputs)(*parts) if isinstance(inputs, Window | ImaginedWindow) else tuple(parts)
 
 
-def outcome(module, losses) -> dict[str, torch.Tensor]:
-    losses["loss"].backward()
+def outcome(name: str, module, inputs, micro_batch_size: int | None = None, reducer=None) -> dict[str, torch.Tensor]:
+    """Gradients and buffers after one step of the system."""
+    children = {"tokenizer": make_tokenizer, "world_model": make_world_model, "agent": make_agent}
+    system = DeltaIris(**({key: make() for key, make in children.items()} | {name: module}))
+    # Without a Trainer there is nothing that would scale.
+    system.manual_backward = lambda loss: loss.backward()
+    if reducer is not None:
+        system.steps[name] = reducer
+    system.begin_phase(name, micro_batch_size)
+    system.backward_step(inputs)
     result = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
     return result | {f"buffer {n}": b for n, b in module.named_buffers()}
 
 
-def work(rank: int, name: str, port: int, path: str) -> None:
+def work(rank: int, name: str, micro_batch_size: int | None, port: int, path: str) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=2)
     module, inputs = make_case(name)
     half = take(inputs, slice(rank * BATCH // 2, (rank + 1) * BATCH // 2))
     reducer = DistributedDataParallel(_Losses(module))  # kept: its hooks die with it
-    result = outcome(module, reducer(half))
+    result = outcome(name, module, half, micro_batch_size, reducer)
     torch.save(result, f"{path}/{rank}.pt")
     # One process must not tear down what the other still talks to, nor a reducer outlive its group.
     dist.barrier()
@@ -69,17 +78,21 @@ def work(rank: int, name: str, port: int, path: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("name", ["tokenizer", "world_model", "agent"])
-def test_gradients_and_codebook_equal_those_of_one_process(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "micro_batch_size"), [("tokenizer", None), ("tokenizer", 1), ("world_model", 1), ("agent", None)]
+)
+def test_gradients_and_codebook_equal_those_of_one_process(
+    tmp_path: Path, name: str, micro_batch_size: int | None
+) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = multiprocessing.spawn(work, (name, port, str(tmp_path)), nprocs=2, join=False)
+    processes = multiprocessing.spawn(work, (name, micro_batch_size, port, str(tmp_path)), nprocs=2, join=False)
     deadline = time.monotonic() + 90
     while not processes.join(timeout=5):
         assert time.monotonic() < deadline, "the two processes hang"
     module, inputs = make_case(name)
-    expected = outcome(module, module.training_step(inputs))
+    expected = outcome(name, module, inputs)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert expected.keys() == ranks[0].keys()
     assert any(value.abs().sum() > 0 for value in expected.values())

@@ -52,21 +52,29 @@ def is_accelerated() -> bool:
     return _backend is not None
 
 
-def region(function: Callable[P, R]) -> Callable[P, R]:
+def region(*, dynamic: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Mark a function as a region to compile: it must trace as a whole, without graph breaks.
 
-    Layers of the same class and shapes share what is compiled, so a deep network costs the time of one layer.
+    Layers of the same class and shapes share what is compiled, so a deep network costs the time of one layer. A region
+    and a shape take seconds.
+
+    Args:
+        dynamic: compile once for all shapes instead of once for each: where they vary and little depends on them.
     """
-    compiled: dict[str, Callable[P, R]] = {}
 
-    @functools.wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        if _backend is None or torch.compiler.is_compiling():
-            return function(*args, **kwargs)
-        if _backend not in compiled:
-            # One function, as many variants as there are shapes: training and stepping, each group of layers.
-            torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-            compiled[_backend] = torch.compile(function, fullgraph=True, dynamic=False, backend=_backend)
-        return compiled[_backend](*args, **kwargs)
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        compiled: dict[str, Callable[P, R]] = {}
 
-    return call
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            if _backend is None or torch.compiler.is_compiling():
+                return function(*args, **kwargs)
+            if _backend not in compiled:
+                # As many variants as there are shapes: training and stepping, each group of layers.
+                torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+                compiled[_backend] = torch.compile(function, fullgraph=True, dynamic=dynamic, backend=_backend)
+            return compiled[_backend](*args, **kwargs)
+
+        return call
+
+    return decorate

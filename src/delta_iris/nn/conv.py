@@ -92,7 +92,7 @@ class ConvEncoder(nn.Module):
         self.latent_shape = (latent_channels, height // factor, width // factor)
         self.num_features = math.prod(self.latent_shape)
 
-    @region
+    @region()
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) → (B, *latent_shape)."""
         return self.layers(x.contiguous(memory_format=torch.channels_last))
@@ -111,7 +111,7 @@ class FrameEncoder(ConvEncoder):
     ) -> None:
         super().__init__(frame_size, 3, channels, multipliers, halvings, latent_channels)
 
-    @region
+    @region()
     def forward(self, frames: Tensor) -> Tensor:
         """Encode frames (B, 3, H, W) in [0, 1] into features (B, num_features)."""
         # The models work on pixels centred on zero.
@@ -145,7 +145,7 @@ class ConvDecoder(nn.Module):
         layers += [_group_norm(channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)]
         self.layers = nn.Sequential(*layers)
 
-    @region
+    @region()
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, h, w) → (B, out_channels, H, W)."""
         return self.layers(x.contiguous(memory_format=torch.channels_last))

@@ -19,6 +19,6 @@ def sample(logits: Tensor) -> Tensor:
     return _largest(logits, torch.empty_like(logits, dtype=torch.float32).exponential_())
 
 
-@region
+@region(dynamic=True)
 def _largest(logits: Tensor, noise: Tensor) -> Tensor:
     return (logits.float() - noise.log()).argmax(-1)

@@ -56,7 +56,7 @@ class SymlogTwoHot(nn.Module):
         """Cross-entropy of (…, num_bins) logits against the two-hot of (…) values, elementwise in nats: (…)."""
         return -(self.two_hot(values) * F.log_softmax(logits.float(), dim=-1)).sum(-1)
 
-    @region
+    @region()
     def mean(self, logits: Tensor) -> Tensor:
         """The scalar that (…, num_bins) logits stand for, symexp of the bins' mean: (…)."""
         return symexp((logits.float().softmax(-1) * self.bins).sum(-1))

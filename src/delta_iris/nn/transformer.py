@@ -161,7 +161,7 @@ class _Layer(nn.Module):
         self.mlp_norm = nn.LayerNorm(dim)
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
-    @region
+    @region()
     def forward(self, x: Tensor, mask: Tensor | BlockMask) -> Tensor:
         """Attend within a window."""
         queries, keys, values = self.before(x).permute(2, 0, 3, 1, 4).unbind(0)
@@ -172,12 +172,12 @@ class _Layer(nn.Module):
             attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
         return self.after(x, attended.transpose(1, 2))
 
-    @region
+    @region(dynamic=True)
     def before(self, x: Tensor) -> Tensor:
         """What comes before attention: (B, n, dim) → queries, keys and values (B, n, 3, H, Dh)."""
         return self.qkv(self.attention_norm(x)).view(*x.shape[:2], 3, self.heads, -1)
 
-    @region
+    @region(dynamic=True)
     def after(self, x: Tensor, attended: Tensor) -> Tensor:
         """What comes after it: (B, n, dim) and (B, n, H, Dh) → (B, n, dim)."""
         x = x + self.out(attended.reshape(x.shape))

@@ -25,7 +25,7 @@ LOSS_WEIGHTS: LossWeights = {"l1": 0.1, "l2": 1.0, "max_pixel": 0.01, "commitmen
 """Default weights of the terms of a tokenizer's loss."""
 
 
-@region
+@region()
 def _frame_errors(painted: Tensor, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean absolute, mean squared and largest squared error of each frame, (B, T, C, H, W) → (B, T)."""
     error = painted.float().flatten(2) - to_float(frames).flatten(2)

@@ -126,18 +126,18 @@ class _Encoder(nn.Module):
             x = group(x.flatten(1, 2), group.window_mask(valid, block)).unflatten(1, (length, block))
         return self._summarize(x)
 
-    @region
+    @region()
     def _blocks(self, frames: Tensor, actions: Tensor) -> Tensor:
         patches = self.patch(_to_patches(_scaled(frames), self.patch_size))
         return torch.cat([actions.unsqueeze(2), patches], dim=2) + self.within + self.time[: frames.shape[1]]
 
-    @region
+    @region()
     def _pool(self, x: Tensor, grid: Grid) -> Tensor:
         """Average patch tokens over 2×2 cells of `grid`; the action token passes."""
         cells = x[:, :, 1:].unflatten(2, (grid[0] // 2, 2, grid[1] // 2, 2))
         return torch.cat([x[:, :, :1], cells.mean((3, 5)).flatten(2, 3)], dim=2)
 
-    @region
+    @region()
     def _summarize(self, x: Tensor) -> Tensor:
         summary = x[:, :, 1:]
         # The literal Δ: what is quantized is what changed between the summaries of consecutive frames.
@@ -223,11 +223,11 @@ class _Decoder(nn.Module):
             x = flat.unflatten(1, (length, block))
         return self._paint(x, frames)
 
-    @region
+    @region()
     def _blocks(self, vectors: Tensor, actions: Tensor, codes: Tensor, time: Tensor) -> Tensor:
         return torch.cat([vectors.unsqueeze(2), actions.unsqueeze(2), self.code(codes)], dim=2) + self.within + time
 
-    @region
+    @region()
     def _upsample(self, x: Tensor, index: int) -> Tensor:
         """Make each token of the grid before `index` 2×2; the frame vector and the action pass."""
         rows, columns = self.grids[index - 1]
@@ -235,12 +235,12 @@ class _Decoder(nn.Module):
         finer = coarse.expand(-1, -1, -1, 2, -1, 2, -1).flatten(2, 5) + self.copies[index - 1]
         return torch.cat([x[:, :, :2], finer], dim=2)
 
-    @region
+    @region()
     def _look_back(self, x: Tensor, frames: Tensor, embed: nn.Module) -> Tensor:
         seen = embed(_to_patches(_scaled(frames), self.patch_size))
         return torch.cat([x[:, :, :2], x[:, :, 2:] + seen], dim=2)
 
-    @region
+    @region()
     def _paint(self, x: Tensor, frames: Tensor) -> Tensor:
         painted = _from_patches(self.paint(self.norm(x[:, :, 2:])), self.grids[-1], self.patch_size)
         return frames + painted if self.residual else painted

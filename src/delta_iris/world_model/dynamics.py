@@ -164,11 +164,11 @@ class Dynamics(nn.Module):
     def _embed_token(self, tokens: Tensor, cache: DynamicsCache) -> Tensor:
         return self.token(tokens).unsqueeze(1) + self._places(1, cache)
 
-    @region
+    @region()
     def _read(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         hidden = self.norm(hidden)
         return self.token_head(hidden), self.reward_head(hidden), self.end_head(hidden)
 
-    @region
+    @region()
     def _read_token(self, hidden: Tensor) -> Tensor:
         return self.token_head(self.norm(hidden))
