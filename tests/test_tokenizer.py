@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 
+import lightning as L
 import pytest
 import torch
 from conftest import ACTIONS, FRAMES, make_tokenizer, make_window, scramble
+from torch.utils.data import DataLoader
 
 from delta_iris.data.window import Window, to_float
 from delta_iris.errors import UserError
@@ -161,3 +163,21 @@ def test_grids_halve_down_to_the_tokens() -> None:
 def test_sizes_that_do_not_fit_are_told(arguments, told: str) -> None:
     with pytest.raises(UserError, match=told):
         pooled_grids(*arguments)
+
+
+def test_a_tokenizer_trains_alone_under_a_plain_trainer(tmp_path) -> None:
+    tokenizer, before = make_tokenizer(), make_tokenizer()
+    trainer = L.Trainer(
+        max_steps=3,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    windows = DataLoader([make_window(seed=seed) for seed in range(3)], batch_size=None)
+    trainer.fit(tokenizer, windows)
+    assert not torch.equal(tokenizer.quantizer.codebook, before.quantizer.codebook)
+    assert not torch.equal(tokenizer.encoder.patch.weight, before.encoder.patch.weight)
+    assert tokenizer._quantized == []

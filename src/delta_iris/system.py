@@ -195,7 +195,7 @@ class DeltaIris(L.LightningModule):
             # Data-parallel gradients are reduced once, with the last part.
             waits = number < len(parts) and isinstance(step, DistributedDataParallel)
             with step.no_sync() if waits else contextlib.nullcontext():  # type: ignore[attr-defined]
-                losses = step(part, inputs) if len(parts) > 1 else step(part)
+                losses = step(part, 0, inputs) if len(parts) > 1 else step(part)
                 self.manual_backward(losses["loss"])
             for name, value in losses.items():
                 metrics[name] = metrics[name] + value.detach() if name in metrics else value.detach()

@@ -109,7 +109,9 @@ class Agent(L.LightningModule):
         logits, _, state = self.network(frames.float().unsqueeze(1), state)
         return sample(logits[:, 0]), state
 
-    def training_step(self, imagined: ImaginedWindow, whole: ImaginedWindow | None = None) -> dict[str, Tensor]:
+    def training_step(
+        self, imagined: ImaginedWindow, batch_idx: int = 0, whole: ImaginedWindow | None = None
+    ) -> dict[str, Tensor]:
         """One step's losses on imagined windows; nothing after the first imagined end counts.
 
         Where `imagined` is a part of a batch, `whole` is all of it: the losses of the parts add up to the batch's.

@@ -126,7 +126,7 @@ class Tokenizer(L.LightningModule):
         painted = self.decode(frames[:, :-1], window.actions[:, :-1], codes, window.transitions)
         return painted, tokens, unit, commitment
 
-    def training_step(self, window: Window, whole: Window | None = None) -> dict[str, Tensor]:
+    def training_step(self, window: Window, batch_idx: int = 0, whole: Window | None = None) -> dict[str, Tensor]:
         """One step's losses; `loss` is the weighted sum (paper §2.1). `update_codebook` belongs after it.
 
         Where `window` is a part of a batch, `whole` is all of it: the losses of the parts add up to those of the batch.
@@ -146,6 +146,11 @@ class Tokenizer(L.LightningModule):
         unit, tokens, mask = (torch.cat(field) for field in zip(*self._quantized, strict=True))
         self._quantized.clear()
         return self.quantizer.update(unit, tokens, mask)
+
+    def on_after_backward(self) -> None:
+        """Under a Trainer of its own, a tokenizer moves its codebook by itself."""
+        if self._quantized:
+            self.update_codebook()
 
     @torch.no_grad()
     def evaluate(self, window: Window) -> dict[str, Tensor]:

@@ -102,7 +102,7 @@ class WorldModel(L.LightningModule):
         }
 
     def training_step(
-        self, batch: tuple[Window, Tensor], whole: tuple[Window, Tensor] | None = None
+        self, batch: tuple[Window, Tensor], batch_idx: int = 0, whole: tuple[Window, Tensor] | None = None
     ) -> dict[str, Tensor]:
         """One step's losses; `batch` is a window of T steps and the tokens (B, T − 1, K) of its transitions.
 
