@@ -109,7 +109,7 @@ def _synchronize() -> None:
 def _kernels(profiler: torch.profiler.profile, wall: float) -> dict[str, Any]:
     """Share of the time in which the device computed, kernels a step, and the longest: name, ms, launches."""
     spans, by_name, counts = [], {}, {}
-    for event in profiler.profiler.kineto_results.events():  # type: ignore[union-attr]
+    for event in profiler.profiler.kineto_results.events():
         if event.device_type() == torch.autograd.DeviceType.CUDA:
             spans.append((event.start_ns(), event.start_ns() + event.duration_ns()))
             name = event.name()[:70]
@@ -137,7 +137,7 @@ class TimedCLI(DeltaIrisCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         trainer = super().instantiate_trainer(**kwargs)
-        trainer.callbacks.append(self.clock)  # type: ignore[attr-defined]
+        trainer.callbacks.append(self.clock)
         return trainer
 
 

@@ -16,6 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -140,21 +141,27 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--num_workers", type=int, default=4)
     parser.add_argument("--folder", type=Path, help="keep the collected frames here, and use those that are here")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", nargs="*", default=[], help="init_args of the tokenizer, as key=value in YAML")
     return parser
 
 
-def main() -> None:
-    parser = arguments(__doc__)
-    parser.add_argument("--steps", type=int, nargs="+", default=[250, 500, 1000])
-    parser.add_argument("--set", nargs="*", default=[], help="init_args of the tokenizer, as key=value in YAML")
-    parser.add_argument("--label", default="")
-    args = parser.parse_args()
+@contextmanager
+def prepared(args: argparse.Namespace) -> Iterator[tuple[Frames, Tokenizer, torch.device]]:
+    """Collected frames and an untrained tokenizer."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_float32_matmul_precision("high")
     with tempfile.TemporaryDirectory() as temporary:
         data = Frames(args.folder or Path(temporary), args.frames, args.held_out_frames, args.num_envs, device)
         torch.manual_seed(args.seed)
-        tokenizer = load_module(args.config, "tokenizer", args.set, window=WINDOW).to(device)
+        yield data, load_module(args.config, "tokenizer", args.set, window=WINDOW).to(device), device
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--steps", type=int, nargs="+", default=[250, 500, 1000])
+    parser.add_argument("--label", default="")
+    args = parser.parse_args()
+    with prepared(args) as (data, tokenizer, device):
         loader = data.batches(max(args.steps), args.batch_size, args.num_workers)
         times: list[float] = []
         entropies: list[Tensor] = []

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import json
 import statistics
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizer import WINDOW, Frames, arguments, evaluate, load_module, train
+from tokenizer import WINDOW, Frames, arguments, evaluate, load_module, prepared, train
 from torch import Tensor
 
 from delta_iris.callbacks.summary import count_parameters
@@ -40,15 +38,9 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--tokenizer_steps", type=int, nargs="+", default=[250, 500])
     parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--set", nargs="*", default=[], help="init_args of the tokenizer, as key=value in YAML")
     parser.add_argument("--variant", action="append", default=[], help="label: key=value … of the world model")
     args = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.set_float32_matmul_precision("high")
-    with tempfile.TemporaryDirectory() as temporary:
-        data = Frames(args.folder or Path(temporary), args.frames, args.held_out_frames, args.num_envs, device)
-        torch.manual_seed(args.seed)
-        tokenizer = load_module(args.config, "tokenizer", args.set, window=WINDOW).to(device)
+    with prepared(args) as (data, tokenizer, device):
         loader = data.batches(max(args.tokenizer_steps), args.batch_size, args.num_workers)
         for step, _ in enumerate(train(tokenizer, tokenizer.training_step, loader, device), start=1):
             if step in args.tokenizer_steps:

@@ -71,6 +71,14 @@ def make_window(batch: int = 3, frames: int = FRAMES, *, padded: bool = False, s
     )
 
 
+def make_moving_ramp() -> Window:
+    """Smooth frames that move: random pixels cannot be compressed."""
+    window, ramp = make_window(2), torch.linspace(0, 255, SIZE[1])
+    for t in range(FRAMES):
+        window.frames[:, t] = ramp.roll(3 * t).to(torch.uint8)
+    return window
+
+
 def scramble(window: Window, where: torch.Tensor) -> Window:
     """The window with everything changed in the slots where (B, T) `where` is true, but for `valid`."""
     other = make_window(*window.valid.shape, seed=99)

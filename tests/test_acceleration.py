@@ -12,8 +12,9 @@ from torch import Tensor
 from delta_iris.agent import ImaginedWindow
 from delta_iris.data.window import Window
 from delta_iris.nn.acceleration import accelerated
+from delta_iris.nn.cache import KVCache
 from delta_iris.nn.frozen import FrozenCopy
-from delta_iris.nn.transformer import TILE, Transformer, block_mask, sparse_block_mask
+from delta_iris.nn.transformer import TILE, Transformer, block_mask, cached_attention, sparse_block_mask
 from delta_iris.schedule import PHASES
 from delta_iris.system import DeltaIris
 from delta_iris.tokenizer import CNNTokenizer, Tokenizer
@@ -24,7 +25,7 @@ BATCH = 6
 def make_system(tokenizer: Tokenizer | None = None, device: str = "cpu") -> DeltaIris:
     system = DeltaIris(tokenizer or make_tokenizer(), make_world_model(), make_agent()).to(device)
     # Without a Trainer there is nothing that would scale or reduce.
-    system.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign]
+    system.manual_backward = lambda loss: loss.backward()
     return system
 
 
@@ -185,6 +186,32 @@ def check_equal(expected: list[dict[str, Tensor]], found: list[dict[str, Tensor]
         for name, value in plain.items():
             # float32 sums in another order.
             assert (fast[name] - value).norm() <= 1e-4 * value.norm() + 1e-6, name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("block", "within", "new", "position"),
+    [(6, "token", 3, 29), (6, "token", 1, 13), (6, "token", 2, 0), (10, "block", 10, 20), (66, "block", 66, 132)],
+)
+def test_the_decoding_kernel_equals_masked_attention(
+    full_precision, block: int, within: str, new: int, position: int
+) -> None:
+    device = "cuda"
+    torch.manual_seed(0)
+    valid = torch.ones(2, 7, dtype=torch.bool, device=device)
+    valid[0, :2] = False
+    cache = KVCache(1, 2, 64, valid, block, within, torch.float32)
+    # What is not written yet is there too, and must not be seen.
+    for part in (cache.keys, cache.values):
+        part.normal_()
+    cache.position.fill_(position)
+    qkv = torch.randn(2, new, 3, 2, 64, device=device)
+    mask = block_mask(valid, block, within=within, queries=cache.next_positions(new), keys=cache.tokens)
+    other = copy.deepcopy(cache)
+    expected, found = cached_attention(qkv, cache, 0, mask), cached_attention(qkv, other, 0, None)
+    torch.testing.assert_close(found, expected, atol=5e-6, rtol=1e-5)
+    assert torch.equal(cache.keys, other.keys)
+    assert torch.equal(cache.values, other.values)
 
 
 @pytest.mark.gpu

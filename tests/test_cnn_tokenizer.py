@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import ACTIONS, CODES, FRAMES, SIZE, make_window, scramble
+from conftest import ACTIONS, CODES, FRAMES, SIZE, make_moving_ramp, make_window, scramble
 
 from delta_iris.data.window import Window, to_float
 from delta_iris.errors import UserError
@@ -76,10 +76,7 @@ def test_stepping_equals_the_whole_window(cnn: CNNTokenizer) -> None:
 
 
 def test_it_learns_to_reconstruct(cnn: CNNTokenizer) -> None:
-    window = make_window(2)
-    ramp = torch.linspace(0, 255, 32)
-    for t in range(FRAMES):
-        window.frames[:, t] = ramp.roll(3 * t).to(torch.uint8)
+    window = make_moving_ramp()
     optimizer = torch.optim.AdamW(cnn.parameters(), lr=3e-3)
     for _ in range(80):
         losses = cnn.training_step(window)

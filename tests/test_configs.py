@@ -12,7 +12,7 @@ import yaml
 from delta_iris.agent import Agent
 from delta_iris.callbacks.summary import count_parameters
 from delta_iris.schedule import Collection, Phase, Schedule
-from delta_iris.tokenizer import CNNTokenizer, TransformerTokenizer
+from delta_iris.tokenizer import CNNTokenizer, Tokenizer, TransformerTokenizer
 from delta_iris.world_model import WorldModel
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -27,16 +27,21 @@ def schedule_of(config: dict[str, Any]) -> Schedule:
     return Schedule(Collection(**loop.pop("collection")), **{name: Phase(**plan) for name, plan in loop.items()})
 
 
-def test_crafter_is_the_papers_agent() -> None:
-    config = load("crafter.yaml")
+def build(config: dict[str, Any], tokenizer_class: type[Tokenizer]) -> tuple[Tokenizer, WorldModel, Agent]:
+    """The modules of a configuration for Crafter, without memory."""
     options = {name: module["init_args"] for name, module in config["model"].items()}
     sizes = {"frame_size": (64, 64), "num_actions": 17}
     tokens = {key: options["tokenizer"][key] for key in ("tokens_per_frame", "codebook_size")}
     with torch.device("meta"):
-        tokenizer = TransformerTokenizer(**sizes, window=21, **options["tokenizer"])
+        tokenizer = tokenizer_class(**sizes, window=21, **options["tokenizer"])
         world_model = WorldModel(**sizes, window=21, **tokens, **options["world_model"])
-        agent = Agent(**sizes, **options["agent"])
-    assert tokens["tokens_per_frame"] == 4
+        return tokenizer, world_model, Agent(**sizes, **options["agent"])
+
+
+def test_crafter_is_the_papers_agent() -> None:
+    config = load("crafter.yaml")
+    tokenizer, world_model, agent = build(config, TransformerTokenizer)
+    assert tokenizer.tokens_per_frame == 4
     assert count_parameters(tokenizer) + count_parameters(world_model) == pytest.approx(110e6, rel=0.03)
     assert count_parameters(agent) == pytest.approx(7.5e6, rel=0.01)
     schedule, epochs = schedule_of(config), config["trainer"]["max_epochs"]
@@ -47,13 +52,7 @@ def test_crafter_is_the_papers_agent() -> None:
 
 def test_crafter_cnn_is_the_lean_agent() -> None:
     config = load("crafter_cnn.yaml")
-    options = {name: module["init_args"] for name, module in config["model"].items()}
-    sizes = {"frame_size": (64, 64), "num_actions": 17}
-    tokens = {key: options["tokenizer"][key] for key in ("tokens_per_frame", "codebook_size")}
-    with torch.device("meta"):
-        tokenizer = CNNTokenizer(**sizes, window=21, **options["tokenizer"])
-        world_model = WorldModel(**sizes, window=21, **tokens, **options["world_model"])
-        agent = Agent(**sizes, **options["agent"])
+    tokenizer, world_model, agent = build(config, CNNTokenizer)
     assert count_parameters(tokenizer.encoder) == pytest.approx(1.89e6, rel=0.005)
     assert count_parameters(tokenizer.frame) == pytest.approx(1.76e6, rel=0.005)
     assert count_parameters(tokenizer.decoder) == pytest.approx(1.55e6, rel=0.005)

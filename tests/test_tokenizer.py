@@ -7,7 +7,7 @@ import itertools
 import lightning as L
 import pytest
 import torch
-from conftest import ACTIONS, FRAMES, make_tokenizer, make_window, scramble
+from conftest import ACTIONS, FRAMES, make_moving_ramp, make_tokenizer, make_window, scramble
 from torch.utils.data import DataLoader
 
 from delta_iris.data.window import Window, to_float
@@ -125,11 +125,7 @@ def test_the_first_frame_of_a_window_has_no_action_before_it(tokenizer) -> None:
 
 def test_it_learns_to_reconstruct() -> None:
     tokenizer = make_tokenizer(dim=32, learning_rate=3e-3, warmup_steps=0)
-    window = make_window(2)
-    # Smooth frames that move: random pixels cannot be compressed.
-    ramp = torch.linspace(0, 255, 32)
-    for t in range(FRAMES):
-        window.frames[:, t] = ramp.roll(3 * t).to(torch.uint8)
+    window = make_moving_ramp()
     optimizer = tokenizer.configure_optimizers()["optimizer"]
     errors = []
     for _ in range(60):

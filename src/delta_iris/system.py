@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -62,10 +63,8 @@ class DeltaIris(L.LightningModule):
         self._count = 0
         self._micro_batch_size: int | None = None
         self._graphs: dict[str, tuple[Callable[..., Any], Callable[..., dict[str, Tensor]]]] = {}
+        # Copies in autocast's type that the agent imagines with; they follow at the beginning of its phase.
         self._frozen: tuple[FrozenCopy[Tokenizer], FrozenCopy[WorldModel]] | None = None
-        self._frozen_follow = False
-        self._graph_pool: Any = None
-        self._policy: _GraphedPolicy | None = None
         self._held_out: dict[str, Tensor] = {}
 
     def child(self, name: str) -> Tokenizer | WorldModel | Agent:
@@ -103,7 +102,9 @@ class DeltaIris(L.LightningModule):
         """Train this module from now on, on so many windows at a time (all of a batch where None)."""
         self.phase, self._micro_batch_size = phase, micro_batch_size
         self._sum, self._names, self._count, self.phase_metrics = None, [], 0, {}
-        self._frozen_follow = False
+        if phase == "agent":
+            for copied in self._frozen or ():
+                copied.refresh()
 
     def training_step(self, window: Window, batch_idx: int) -> None:
         """One optimizer step of the module whose phase it is."""
@@ -133,10 +134,10 @@ class DeltaIris(L.LightningModule):
         phase = self.phase
         if not self.accelerating:
             return self.inputs, self.backward_step
-        if phase == "agent":
-            self._refresh_frozen()
         if phase not in self._graphs:
-            pool = self._pool()
+            if phase == "agent" and (dtype := autocast_dtype(self.device)) != torch.float32:
+                self._frozen = FrozenCopy(self.tokenizer, dtype), FrozenCopy(self.world_model, dtype)
+            pool = self._graph_pool
             make_inputs = self.inputs if phase == "tokenizer" else Graphed(self.inputs, list, pool)
             # Reducing gradients over processes stays a sequence of launches.
             child = self.child(phase)
@@ -144,29 +145,18 @@ class DeltaIris(L.LightningModule):
             self._graphs[phase] = make_inputs, learn
         return self._graphs[phase]
 
-    def _pool(self) -> Any:
+    @cached_property
+    def _graph_pool(self) -> Any:
         """The memory of all graphs: only one runs at a time."""
-        if self._graph_pool is None:
-            self._graph_pool = torch.cuda.graph_pool_handle()
-        return self._graph_pool
+        return torch.cuda.graph_pool_handle()
+
+    @cached_property
+    def _graphed_policy(self) -> _GraphedPolicy:
+        return _GraphedPolicy(self.agent, self._graph_pool)
 
     def policy(self) -> Policy:
         """The agent as it plays; accelerating, an action is one launch."""
-        if not self.accelerating:
-            return self.agent
-        if self._policy is None:
-            self._policy = _GraphedPolicy(self.agent, self._pool())
-        return self._policy
-
-    def _refresh_frozen(self) -> None:
-        """Have the copies that the agent imagines with follow the modules, once a phase."""
-        if self._frozen is None and autocast_dtype(self.device) != torch.float32:
-            dtype = autocast_dtype(self.device)
-            self._frozen = FrozenCopy(self.tokenizer, dtype), FrozenCopy(self.world_model, dtype)
-        if self._frozen is not None and not self._frozen_follow:
-            for copied in self._frozen:
-                copied.refresh()
-        self._frozen_follow = True
+        return self._graphed_policy if self.accelerating else self.agent
 
     def inputs(self, window: Window) -> Any:
         """What the module of the phase trains on: the window, with its tokens, or what is imagined from it."""
@@ -193,8 +183,8 @@ class DeltaIris(L.LightningModule):
         metrics: dict[str, Tensor] = {}
         for number, part in enumerate(parts, start=1):
             # Data-parallel gradients are reduced once, with the last part.
-            waits = number < len(parts) and isinstance(step, DistributedDataParallel)
-            with step.no_sync() if waits else contextlib.nullcontext():  # type: ignore[attr-defined]
+            more = number < len(parts)
+            with step.no_sync() if more and isinstance(step, DistributedDataParallel) else contextlib.nullcontext():
                 losses = step(part, 0, inputs) if len(parts) > 1 else step(part)
                 self.manual_backward(losses["loss"])
             for name, value in losses.items():

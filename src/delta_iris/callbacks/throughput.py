@@ -14,7 +14,7 @@ __all__ = ["Throughput"]
 
 class Throughput(PhaseCallback):
     """Logs `throughput/<phase>_ms` (a step, data included; mean of the phase), `throughput/<phase>_gib` (peak GPU
-    memory) and `throughput/frames_per_second` (collected, over the whole epoch)."""
+    memory held, that of CUDA graphs included) and `throughput/frames_per_second` (collected, over the whole epoch)."""
 
     def __init__(self) -> None:
         self._seconds, self._frames = 0.0, 0
@@ -35,7 +35,7 @@ class Throughput(PhaseCallback):
         self._seconds += outcome.seconds
         values = {f"throughput/{phase}_ms": 1000 * outcome.seconds / outcome.steps}
         if module.device.type == "cuda":
-            values[f"throughput/{phase}_gib"] = torch.cuda.max_memory_allocated() / 2**30
+            values[f"throughput/{phase}_gib"] = torch.cuda.max_memory_reserved() / 2**30
         if phase == "agent" and self._frames:
             values["throughput/frames_per_second"] = self._frames / self._seconds
             self._seconds, self._frames = 0.0, 0

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from delta_iris.nn.transformer import KVCache
+from delta_iris.nn.cache import KVCache
 
 __all__ = ["decode"]
 
@@ -65,7 +64,7 @@ def _kernel(function: Any) -> Any:
 
 
 @_kernel
-def _attend(q, k, v, seen, best, total, weighted, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN
+def _attend(q, k, v, seen, best, total, weighted, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
     """One tile of the running softmax (base 2)."""
     scores = tl.where(seen, tl.dot(q, tl.trans(k), input_precision=PRECISION), float("-inf"))
     new_best = tl.maximum(best, tl.max(scores, 1))

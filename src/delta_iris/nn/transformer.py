@@ -11,9 +11,10 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from delta_iris.nn.acceleration import is_accelerated, region
+from delta_iris.nn.cache import KVCache
 from delta_iris.nn.decoding import decode
 
-__all__ = ["KVCache", "Transformer", "autocast_dtype", "block_mask", "init_weights", "sparse_block_mask"]
+__all__ = ["Transformer", "autocast_dtype", "block_mask", "init_weights", "sparse_block_mask"]
 
 SPARSE_LENGTH = 512
 """Tokens from which on attention over a whole window is worth leaving masked tiles out."""
@@ -108,36 +109,6 @@ def _tile_lists(tiles: Tensor) -> tuple[Tensor, Tensor]:
     """How many tiles of each row are marked (B, 1, rows), and which, those first (B, 1, rows, columns)."""
     order = torch.argsort(tiles.to(torch.int8), dim=-1, descending=True, stable=True)
     return tiles.sum(-1, dtype=torch.int32).unsqueeze(1), order.to(torch.int32).unsqueeze(1)
-
-
-class KVCache:
-    """Keys and values of every layer of a Transformer, in memory that stays where it is.
-
-    What is not written yet is in it too: attention leaves it out. The position lives on the device, so that a CUDA
-    graph that steps can be launched again and again.
-
-    Args:
-        layers: number of layers.
-        heads: attention heads H.
-        dim: dimension of a head Dh.
-        valid: (B, T) booleans, false for blocks of padding; read as it is when attending.
-        block_size, within: see `block_mask`.
-        dtype: of keys and values.
-    """
-
-    def __init__(
-        self, layers: int, heads: int, dim: int, valid: Tensor, block_size: int, within: str, dtype: torch.dtype
-    ) -> None:
-        self.valid, self.block_size, self.within = valid, block_size, within
-        # Attention kernels want the rows of a mask aligned.
-        self.tokens = -(-valid.shape[1] * block_size // 16) * 16
-        self.keys = torch.zeros(layers, len(valid), heads, self.tokens, dim, device=valid.device, dtype=dtype)
-        self.values = torch.zeros_like(self.keys)
-        self.position = torch.zeros(1, dtype=torch.int64, device=valid.device)
-
-    def next_positions(self, number: int) -> Tensor:
-        """Sequence positions of the next tokens, (number,)."""
-        return self.position + torch.arange(number, device=self.position.device)
 
 
 def cached_attention(qkv: Tensor, cache: KVCache, layer: int, mask: Tensor | None) -> Tensor:

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from delta_iris.errors import UserError
 from delta_iris.nn.acceleration import region
+from delta_iris.nn.cache import KVCache
 from delta_iris.nn.conv import FrameEncoder
-from delta_iris.nn.transformer import KVCache, Transformer, init_weights
+from delta_iris.nn.transformer import Transformer, init_weights
 from delta_iris.tokenizer.module import LossWeights, Tokenizer
 from delta_iris.tokenizer.quantizer import VectorQuantizer
 

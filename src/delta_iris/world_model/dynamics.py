@@ -10,8 +10,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from delta_iris.nn.acceleration import region
+from delta_iris.nn.cache import KVCache
 from delta_iris.nn.conv import FrameEncoder
-from delta_iris.nn.transformer import KVCache, Transformer, block_mask, init_weights
+from delta_iris.nn.transformer import Transformer, block_mask, init_weights
 
 __all__ = ["Dynamics", "DynamicsCache", "Predictions"]
 
