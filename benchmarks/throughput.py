@@ -124,8 +124,8 @@ def _kernels(profiler: torch.profiler.profile, wall: float) -> dict[str, Any]:
         "gpu_busy": round(busy / 1e9 / wall, 3),
         "kernels": len(spans) // PROFILED,
         "longest": {
-            name: {"ms": round(total / 1e6 / PROFILED, 3), "launches": counts[name] / PROFILED}
-            for name, total in longest
+            name: {"ms": round(by_name[name] / 1e6 / PROFILED, 3), "launches": counts[name] / PROFILED}
+            for name in longest
         },
     }
 

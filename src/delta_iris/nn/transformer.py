@@ -180,10 +180,13 @@ class Transformer(nn.Module):
 
     def window_mask(self, valid: Tensor, block_size: int) -> Tensor | BlockMask:
         """`block_mask(valid, block_size, within="block")`, in the form that is fastest here."""
-        long = valid.shape[1] * block_size >= SPARSE_LENGTH and self.dim // self.heads >= 16
-        if long and is_accelerated() and valid.is_cuda:
+        if valid.shape[1] * block_size >= SPARSE_LENGTH and self._fused(valid):
             return sparse_block_mask(valid, block_size)
         return block_mask(valid, block_size, within="block")
+
+    def _fused(self, x: Tensor) -> bool:
+        """Whether attention is a kernel of its own: tensor cores take heads of these widths."""
+        return is_accelerated() and x.is_cuda and self.dim // self.heads in (16, 32, 64, 128)
 
     def make_cache(self, valid: Tensor, block_size: int, within: str) -> KVCache:
         """An empty cache for B sequences of at most T blocks, `valid` (B, T); see `KVCache`."""
@@ -207,7 +210,7 @@ class Transformer(nn.Module):
     def step(self, x: Tensor, cache: KVCache) -> Tensor:
         """Transform the tokens (B, n, dim) that come after those in `cache`, which then holds these too."""
         mask = None
-        if not (is_accelerated() and x.is_cuda):
+        if not self._fused(x):
             mask = block_mask(
                 cache.valid,
                 cache.block_size,
