@@ -8,7 +8,7 @@ from conftest import ACTIONS, SIZE, make_agent
 from hypothesis import given
 from hypothesis import strategies as st
 
-from delta_iris.agent import ImaginedWindow
+from delta_iris.agent import Agent, ImaginedWindow
 from delta_iris.agent.module import until_first_end
 from delta_iris.agent.returns import lambda_returns
 
@@ -119,6 +119,30 @@ def test_actions_are_sampled_from_the_policy(agent) -> None:
     frequencies = actions.bincount(minlength=ACTIONS) / len(actions)
     # Four standard deviations of a frequency of 20,000 draws.
     torch.testing.assert_close(frequencies, expected.detach(), atol=4 * 0.5 / 20_000**0.5, rtol=0)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_a_share_of_the_critics_gradient_reaches_what_the_actor_sees(share: float) -> None:
+    agent = make_agent()
+    frames, gradients = torch.rand(2, 4, 3, *SIZE), []
+    for agent.network.critic_gradient in (1.0, share):
+        logits, values, _ = agent.network(frames, agent.network.initial_state(2))
+        shared = [*agent.network.cnn.parameters(), *agent.network.lstm.parameters()]
+        gradients.append(torch.autograd.grad(values.square().sum(), shared, retain_graph=True))
+        actor = torch.autograd.grad(logits.square().sum(), shared)
+    for whole, part in zip(*gradients, strict=True):
+        torch.testing.assert_close(part, share * whole, atol=1e-6, rtol=1e-5)
+    assert all(gradient.abs().max() > 0 for gradient in actor)
+
+
+def test_the_first_policy_is_uniform_and_the_first_values_are_zero() -> None:
+    agent = Agent(SIZE, ACTIONS, channels=4, hidden=16, multipliers=(1, 2), halvings=(0, 1), latent_channels=2)
+    for network in (agent.network, agent.target):
+        logits, values, _ = network(torch.rand(2, 3, 3, *SIZE), network.initial_state(2))
+        assert logits.eq(0).all()
+        # The bins' weights cancel but for rounding.
+        assert agent.values.mean(values).abs().max() < 1e-5
+        assert values.softmax(-1).max() > 0.1
 
 
 def test_the_target_follows_the_whole_network() -> None:

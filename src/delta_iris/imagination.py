@@ -9,7 +9,6 @@ from torch import Tensor
 
 from delta_iris.agent import Agent, ImaginedWindow
 from delta_iris.data.window import Window, to_float
-from delta_iris.nn.acceleration import plain
 from delta_iris.nn.sampling import sample
 from delta_iris.tokenizer import Tokenizer
 from delta_iris.world_model import WorldModel
@@ -115,8 +114,7 @@ class Imagination:
     @torch.no_grad()
     def rollout(self, agent: Agent, window: Window) -> ImaginedWindow:
         """Let the agent act for its horizon, starting from real windows of burn-in + 1 steps."""
-        with plain():
-            frame = self.reset(window)
+        frame = self.reset(window)
         burn_in = to_float(window.frames[:, :-1])
         state = agent.network.burn_in(burn_in, window.valid[:, :-1])
         actions, rewards, ends = [], [], []

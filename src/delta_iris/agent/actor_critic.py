@@ -30,6 +30,7 @@ class ActorCritic(nn.Module):
         num_actions: number of actions A.
         num_value_bins: bins of the value's two-hot distribution.
         hidden: width of the LSTM.
+        critic_gradient: share of the critic's gradient that reaches the LSTM and the CNN.
         channels, multipliers, halvings, latent_channels: of the CNN; see `FrameEncoder`.
     """
 
@@ -43,9 +44,10 @@ class ActorCritic(nn.Module):
         multipliers: Sequence[int] = (1, 1, 2, 2, 4),
         halvings: Sequence[int] = (1, 3, 4),
         latent_channels: int = 16,
+        critic_gradient: float = 1.0,
     ) -> None:
         super().__init__()
-        self.hidden = hidden
+        self.hidden, self.critic_gradient = hidden, critic_gradient
         self.cnn = FrameEncoder(frame_size, channels, multipliers, halvings, latent_channels)
         self.lstm = nn.LSTM(self.cnn.num_features, hidden, batch_first=True)
         self.actor = nn.Linear(hidden, num_actions)
@@ -70,14 +72,21 @@ class ActorCritic(nn.Module):
         Returns:
             logits of the actions (B, T, A), of the values' bins (B, T, bins), and the state after the last frame.
         """
+        hidden, state = self.remember(frames, state)
+        with full_precision(frames.device):
+            # The same numbers, with a share of their gradient.
+            seen = torch.lerp(hidden.detach(), hidden, self.critic_gradient)
+            return self.actor(hidden), self.critic(seen), state
+
+    def remember(self, frames: Tensor, state: State) -> tuple[Tensor, State]:
+        """What the LSTM gives for consecutive frames, (B, T, hidden), and its state after the last; see `forward`."""
         features = self._look(frames)
         with full_precision(frames.device):
             if frames.shape[1] > 1:
                 hidden, state = self.lstm(features, state)
-            else:
-                state = self._remember(features[:, 0], state)
-                hidden = state[0].transpose(0, 1)
-            return self.actor(hidden), self.critic(hidden), state
+                return hidden, state
+            state = self._step(features[:, 0], state)
+            return state[0].transpose(0, 1), state
 
     @torch.no_grad()
     def burn_in(self, frames: Tensor, valid: Tensor) -> State:
@@ -91,7 +100,7 @@ class ActorCritic(nn.Module):
         features = self._look(frames)
         with full_precision(frames.device):
             for t in range(frames.shape[1]):
-                hidden, cell = self._remember(features[:, t], state)
+                hidden, cell = self._step(features[:, t], state)
                 keep = valid[:, t].view(1, -1, 1)
                 state = (torch.where(keep, hidden, state[0]), torch.where(keep, cell, state[1]))
         return state
@@ -101,7 +110,7 @@ class ActorCritic(nn.Module):
         features = self.cnn(rearrange(frames, "b t c h w -> (b t) c h w"))
         return rearrange(features.float(), "(b t) d -> b t d", b=len(frames))
 
-    def _remember(self, features: Tensor, state: State) -> State:
+    def _step(self, features: Tensor, state: State) -> State:
         """One step of the LSTM, on features (B, d): as a cell, which is a fraction of the launches of a sequence."""
         weights: Any = self.lstm.all_weights[0]
         hidden, cell = torch.lstm_cell(features, (state[0][0], state[1][0]), *weights)

@@ -21,6 +21,10 @@ from delta_iris.nn.symlog import SymlogTwoHot
 __all__ = ["Agent", "ImaginedWindow"]
 
 
+FIRST_SPREAD = 0.5
+"""Standard deviation of the first distribution of values around zero, in symlog."""
+
+
 class ImaginedWindow(NamedTuple):
     """Real burn-in frames, then H imagined steps.
 
@@ -59,6 +63,9 @@ class Agent(L.LightningModule):
         lambda_: λ of the λ-returns.
         entropy_weight: of the policy's entropy in the actor's loss.
         target_decay: of the target network's moving average, a step.
+        critic_gradient: share of the critic's gradient that reaches what it has in common with the actor, the LSTM and
+            the CNN; 1 is the paper's. All values move the same way at first, and a whole gradient pushes every unit of
+            the LSTM to its limit, the same for all frames, before the actor has learned anything from them.
         learning_rate, weight_decay, warmup_steps, gradient_clip: of the optimizer.
     """
 
@@ -78,6 +85,7 @@ class Agent(L.LightningModule):
         lambda_: float = 0.95,
         entropy_weight: float = 0.001,
         target_decay: float = 0.995,
+        critic_gradient: float = 0.01,
         learning_rate: float = 1e-4,
         weight_decay: float = 0.0,
         warmup_steps: int = 0,
@@ -91,8 +99,20 @@ class Agent(L.LightningModule):
         self.gradient_clip = gradient_clip
         self.values = SymlogTwoHot(num_value_bins)
         self.network = ActorCritic(
-            frame_size, num_actions, num_value_bins, hidden, channels, multipliers, halvings, latent_channels
+            frame_size,
+            num_actions,
+            num_value_bins,
+            hidden,
+            channels,
+            multipliers,
+            halvings,
+            latent_channels,
+            critic_gradient,
         )
+        # Were the first distribution of values flat over all bins, most of what the critic first learns, thousands of
+        # steps long, would be which bins are ever used.
+        with torch.no_grad():
+            self.network.critic.bias.copy_(self.values.bell(FIRST_SPREAD))
         self.target = copy.deepcopy(self.network).requires_grad_(False)
 
     @torch.no_grad()
@@ -106,8 +126,9 @@ class Agent(L.LightningModule):
         Returns:
             actions (B,) int64, the state after the frames.
         """
-        logits, _, state = self.network(frames.float().unsqueeze(1), state)
-        return sample(logits[:, 0]), state
+        hidden, state = self.network.remember(frames.float().unsqueeze(1), state)
+        with full_precision(frames.device):
+            return sample(self.network.actor(hidden[:, 0])), state
 
     def training_step(
         self, imagined: ImaginedWindow, batch_idx: int = 0, whole: ImaginedWindow | None = None

@@ -9,7 +9,7 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-__all__ = ["accelerated", "is_accelerated", "plain", "region"]
+__all__ = ["accelerated", "is_accelerated", "region"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -30,17 +30,6 @@ def accelerated(enabled: bool = True, backend: str = "inductor") -> Iterator[Non
     """
     global _backend
     before, _backend = _backend, backend if enabled else _backend
-    try:
-        yield
-    finally:
-        _backend = before
-
-
-@contextlib.contextmanager
-def plain() -> Iterator[None]:
-    """Within `accelerated()`, run plain code: where compiling (seconds a region and shape) would gain little."""
-    global _backend
-    before, _backend = _backend, None
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from delta_iris.errors import UserError
 from delta_iris.nn.acceleration import region
@@ -18,16 +19,42 @@ class _GroupNorm(nn.GroupNorm):
     def forward(self, x: Tensor) -> Tensor:
         if not torch.compiler.is_compiling():
             return super().forward(x)
-        # The same in terms that leave channels last in memory: what PyTorch's own is compiled to would move them first
-        # and, for the next convolution, back.
-        groups = x.float().unflatten(1, (self.num_groups, -1))
-        variance, mean = torch.var_mean(groups, dim=(2, 3, 4), correction=0, keepdim=True)
-        normal = ((groups - mean) * torch.rsqrt(variance + self.eps)).flatten(1, 2)
-        return normal * self.weight[:, None, None] + self.bias[:, None, None]
+        # The same in sums over pixels, a channel at a time: with channels last in memory, each pass forwards and
+        # backwards then reads along it. PyTorch's own is compiled to one that moves channels first and back.
+        pixels = x.float()
+        sums = torch.stack([pixels.sum((2, 3)), pixels.square().sum((2, 3))])
+        mean, square = (sums.unflatten(2, (self.num_groups, -1)).sum(3) / (x[0].numel() // self.num_groups)).unbind(0)
+        scale = torch.rsqrt((square - mean.square()).clamp(min=0) + self.eps)
+        mean, scale = (each.repeat_interleave(self.num_channels // self.num_groups, 1) for each in (mean, scale))
+        factor = scale * self.weight
+        return pixels * factor[:, :, None, None] + (self.bias - mean * factor)[:, :, None, None]
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:
     return _GroupNorm(math.gcd(32, channels), channels)
+
+
+class _FewChannels(nn.Conv2d):
+    """A 3×3 convolution of a few channels, such as a picture's."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling():
+            return super().forward(x)
+        # Tensor cores take channels by eights; the further ones are zero.
+        further = (0, 0, 0, 0, 0, -self.in_channels % 8)
+        return F.conv2d(F.pad(x, further), F.pad(self.weight, further), self.bias, padding=1)
+
+
+class _Double(nn.Module):
+    """Each pixel four times. PyTorch's own is compiled to one whose gradient is gathered by index."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        pixels = x.permute(0, 2, 3, 1)[:, :, None, :, None].expand(-1, -1, 2, -1, 2, -1)
+        return pixels.reshape(batch, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
 
 
 class ResidualBlock(nn.Module):
@@ -79,7 +106,7 @@ class ConvEncoder(nn.Module):
         super().__init__()
         factor = 2 ** len(halvings)
         height, width = _check_halvings(frame_size, multipliers, halvings)
-        layers: list[nn.Module] = [nn.Conv2d(in_channels, channels, 3, padding=1)]
+        layers: list[nn.Module] = [_FewChannels(in_channels, channels)]
         width_in = channels
         for number, multiplier in enumerate((0, *multipliers)):
             if number > 0:
@@ -138,7 +165,7 @@ class ConvDecoder(nn.Module):
         layers: list[nn.Module] = [nn.Conv2d(in_channels, widths[-1], 3, padding=1)]
         for number in range(len(multipliers), -1, -1):
             if number in halvings:
-                layers.append(nn.Upsample(scale_factor=2, mode="nearest"))
+                layers.append(_Double())
                 layers.append(nn.Conv2d(widths[number], widths[number], 3, padding=1))
             if number > 0:
                 layers.append(ResidualBlock(widths[number], widths[number - 1]))

@@ -52,6 +52,10 @@ class SymlogTwoHot(nn.Module):
         spread.scatter_(-1, index.unsqueeze(-1), 1 - upper_share)
         return spread.scatter_(-1, index.unsqueeze(-1) + 1, upper_share)
 
+    def bell(self, spread: float) -> Tensor:
+        """Logits (num_bins,) of a normal distribution around zero, of this standard deviation in symlog."""
+        return -(self.bins / spread).square() / 2
+
     def cross_entropy(self, logits: Tensor, values: Tensor) -> Tensor:
         """Cross-entropy of (…, num_bins) logits against the two-hot of (…) values, elementwise in nats: (…)."""
         return -(self.two_hot(values) * F.log_softmax(logits.float(), dim=-1)).sum(-1)
