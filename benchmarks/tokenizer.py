@@ -31,6 +31,7 @@ from delta_iris.data.sampler import WindowSampler
 from delta_iris.data.window import Window
 from delta_iris.envs.vector import check_environment, make_vector_env
 from delta_iris.nn.acceleration import accelerated
+from delta_iris.nn.masked import Average
 from delta_iris.tokenizer import Tokenizer
 from delta_iris.tokenizer.quantizer import code_entropy
 
@@ -121,14 +122,16 @@ class Frames:
 
 def evaluate(tokenizer: Tokenizer, windows: list[Window], device: torch.device) -> dict[str, float]:
     """Means over the held-out windows, and the entropy of all their codes together."""
-    sums: dict[str, Tensor] = {}
+    sums: dict[str, Average] = {}
+    counts = torch.zeros(tokenizer.codebook_size, device=device)
     with torch.autocast(device.type, torch.bfloat16):
         for window in windows:
-            for name, value in tokenizer.evaluate(window).items():
-                sums[name] = sums.get(name, 0) + value
-    counts = sums.pop("code_counts")
-    values = {name: float(value) / len(windows) for name, value in sums.items()}
-    return values | {"codebook_entropy": float(code_entropy(counts)), "codewords": int((counts > 0).sum())}
+            values, tokens = tokenizer.evaluate(window)
+            for name, value in values.items():
+                sums[name] = sums[name] + value if name in sums else value
+            counts += tokens[window.transitions].flatten().bincount(minlength=len(counts))
+    means = {name: float(total / count) for name, (total, count) in sums.items()}
+    return means | {"codebook_entropy": float(code_entropy(counts)), "codewords": int((counts > 0).sum())}
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:

@@ -18,20 +18,25 @@ from torch import Tensor
 
 from delta_iris.callbacks.summary import count_parameters
 from delta_iris.data.window import Window
+from delta_iris.held_out import HeldOut
 from delta_iris.tokenizer import Tokenizer
+from delta_iris.world_model import WorldModel
+
+CONTEXT = 6
 
 
 def tokens_of(tokenizer: Tokenizer, window: Window) -> tuple[Window, Tensor]:
     return window, tokenizer.encode(window.frames, window.actions, window.valid)
 
 
-def held_out_losses(world_model: Any, tokenizer: Tokenizer, data: Frames, device: torch.device) -> dict[str, float]:
-    sums: dict[str, float] = {}
+def held_out_losses(
+    world_model: WorldModel, tokenizer: Tokenizer, data: Frames, device: torch.device
+) -> dict[str, float]:
+    held_out = HeldOut(tokenizer, world_model, CONTEXT)
     with torch.autocast(device.type, torch.bfloat16):
         for window in data.held_out:
-            for name, value in world_model.evaluate(*tokens_of(tokenizer, window)).items():
-                sums[name] = sums.get(name, 0.0) + float(value)
-    return {name: round(total / len(data.held_out), 4) for name, total in sums.items()}
+            held_out.update(window)
+    return {name.split("/")[1]: round(float(value), 5) for name, value in held_out.compute().items()}
 
 
 def main() -> None:

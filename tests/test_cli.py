@@ -81,6 +81,7 @@ def test_tensorboard_holds_what_matters(trained) -> None:
     }
     assert expected <= set(values)
     assert len([tag for tag in values if tag.startswith("test_achievements/")]) == 22
+    assert {"held_out/tokenizer_psnr", "held_out/world_model_token_perplexity", "drift/imagined_15"} <= set(values)
     assert [step for step, _ in values["test/return"]] == [500, 700]  # frames collected
     assert all(value == value for series in values.values() for _, value in series)
     board = EventAccumulator(str(folder))
@@ -102,7 +103,8 @@ def test_the_trained_agent_can_be_tested(trained) -> None:
     assert "Crafter score" in told
     assert "(95%)" in told
     written = json.loads((folder / "evaluation" / "last.json").read_text())
-    assert written["episodes"] == len(written["returns"]) == 4
+    assert written["episodes"] == len(written["reward"]) == len(written["achievement_wake_up"]) == 4
+    assert written["xs"] == [700] * 4
     assert len(written["achievements"]) == 22
     new = [path for path in sorted(folder.parent.rglob("*")) if path not in before]
     assert new == [folder / "evaluation", folder / "evaluation" / "last.json"]

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from delta_iris.data.collector import Episode
-from delta_iris.evaluation import evaluate_episodes
+from delta_iris.evaluation import crafter_run, evaluate_episodes
 from delta_iris.metrics import AchievementRates
 from delta_iris.schedule import Collection, Phase, Schedule
 
@@ -31,7 +31,20 @@ def test_an_evaluation_summarizes_episodes() -> None:
     assert evaluation.length_mean == 30
     assert evaluation.achievements == {"a": 75}
     assert "4.00 ± " in evaluation.table()
-    assert json.loads(json.dumps(evaluation.to_dict()))["returns"] == [1, 3, 5, 7]
+    assert json.loads(json.dumps(evaluation.to_dict()))["return_mean"] == 4
+
+
+def test_a_run_in_crafters_format_gives_its_success_rates_and_score() -> None:
+    """Read as Crafter's analysis does: of the episodes up to a budget, the share with a count of 1 or more."""
+    episodes = [Episode(r, n, {"a": a, "b": 0}) for r, n, a in ((1.0, 10, 0), (3.0, 20, 1), (5.0, 60, 4))]
+    run = json.loads(json.dumps(crafter_run(episodes, "Crafter", "ours", 3, 500)))
+    assert (run["method"], run["seed"], run["reward"], run["length"]) == ("ours", "3", [1, 3, 5], [10, 20, 60])
+    counted = sum(x <= 1_000 for x in run["xs"])
+    names = sorted(key for key in run if key.startswith("achievement_"))
+    percents = [100 * sum(n >= 1 for n in run[name][:counted]) / counted for name in names]
+    rates = evaluate_episodes(episodes)
+    assert percents == pytest.approx([rates.achievements["a"], rates.achievements["b"]])
+    assert math.exp(sum(math.log(1 + p) for p in percents) / 2) - 1 == pytest.approx(rates.score, rel=1e-5)
 
 
 def test_environments_without_achievements_are_evaluated_too() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from delta_iris.data.collector import Episode
 from delta_iris.metrics import AchievementRates
 
-__all__ = ["Evaluation", "evaluate_episodes"]
+__all__ = ["Evaluation", "crafter_run", "evaluate_episodes"]
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,6 @@ class Evaluation:
         objectives: achievements unlocked in an episode, on average.
         score: the Crafter score, in percent.
         achievements: success rates, in percent.
-        returns: of each episode.
-        lengths: of each episode.
     """
 
     episodes: int
@@ -34,8 +33,6 @@ class Evaluation:
     objectives: float | None
     score: float | None
     achievements: dict[str, float] = field(default_factory=dict)
-    returns: list[float] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, object]:
         """All of it as plain values."""
@@ -77,6 +74,29 @@ def evaluate_episodes(episodes: list[Episode]) -> Evaluation:
         objectives=values.pop("objectives", None),
         score=values.pop("score", None),
         achievements=values,
-        returns=returns,
-        lengths=lengths,
     )
+
+
+def crafter_run(episodes: list[Episode], task: str, method: str, seed: int, frames: int) -> dict[str, Any]:
+    """Episodes as Crafter's analysis scripts read them: lists with an entry an episode.
+
+    Args:
+        episodes: at least one.
+        task: the environment.
+        method: name of what played, as the plots show it.
+        seed: of the run, which the scripts average over.
+        frames: that the player had seen in training, the plots' horizontal axis.
+
+    Returns:
+        `task`, `method`, `seed`, `xs`, `reward`, `length` and, where they are told, `achievement_…`: how often each was
+        done.
+    """
+    told = [e.achievements for e in episodes if e.achievements is not None]
+    return {
+        "task": task,
+        "method": method,
+        "seed": str(seed),
+        "xs": [frames] * len(episodes),
+        "reward": [e.return_ for e in episodes],
+        "length": [e.length for e in episodes],
+    } | {f"achievement_{name}": [counts[name] for counts in told] for name in (told[0] if told else ())}

@@ -23,6 +23,7 @@ from delta_iris.data.collector import Policy
 from delta_iris.data.window import Window
 from delta_iris.errors import UserError
 from delta_iris.graphs import Graphed
+from delta_iris.held_out import HeldOut
 from delta_iris.imagination import Imagination
 from delta_iris.nn.acceleration import accelerated
 from delta_iris.nn.distributed import world_size
@@ -30,7 +31,6 @@ from delta_iris.nn.frozen import FrozenCopy
 from delta_iris.nn.transformer import autocast_dtype
 from delta_iris.schedule import PHASES
 from delta_iris.tokenizer import Tokenizer
-from delta_iris.tokenizer.quantizer import code_entropy
 from delta_iris.world_model import WorldModel
 
 __all__ = ["DeltaIris"]
@@ -56,16 +56,17 @@ class DeltaIris(L.LightningModule):
         # What computes a module's losses; a data-parallel strategy puts its gradient reducers here.
         self.steps: dict[str, Callable[..., dict[str, Tensor]]] = {}
         self.configuration: dict[str, Any] = {}
+        self.frames_trained_on = 0  # of a checkpoint that was loaded
         self.held_out_window: Window | None = None
         self.phase_metrics: dict[str, float] = {}
         self._names: list[str] = []
         self._sum: Tensor | None = None
         self._count = 0
         self._micro_batch_size: int | None = None
+        self._held_out: HeldOut
         self._graphs: dict[str, tuple[Callable[..., Any], Callable[..., dict[str, Tensor]]]] = {}
         # Copies in autocast's type that the agent imagines with; they follow at the beginning of its phase.
         self._frozen: tuple[FrozenCopy[Tokenizer], FrozenCopy[WorldModel]] | None = None
-        self._held_out: dict[str, Tensor] = {}
 
     def child(self, name: str) -> Tokenizer | WorldModel | Agent:
         """The module that a phase trains."""
@@ -229,23 +230,15 @@ class DeltaIris(L.LightningModule):
     # --- held-out losses ---
 
     def validation_step(self, window: Window, batch_idx: int) -> None:
-        """Held-out losses of tokenizer and world model."""
+        """Take held-out windows; see `HeldOut`."""
         if batch_idx == 0:
-            self._held_out, self.held_out_window = {}, window
-        tokens = self.tokenizer.encode(window.frames, window.actions, window.valid)
-        values = {f"tokenizer_{k}": v for k, v in self.tokenizer.evaluate(window).items()}
-        values |= {f"world_model_{k}": v for k, v in self.world_model.evaluate(window, tokens).items()}
-        for name, value in values.items():
-            self._held_out[name] = self._held_out[name] + value if name in self._held_out else value
-        self._held_out["batches"] = self._held_out.get("batches", torch.zeros((), device=self.device)) + 1
+            self._held_out = HeldOut(self.tokenizer, self.world_model, self.agent.burn_in + 1)
+            self.held_out_window = window
+        self._held_out.update(window)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the means over all held-out batches and processes, as `held_out/…`."""
-        totals = {name: self.trainer.strategy.reduce(value, reduce_op="sum") for name, value in self._held_out.items()}
-        batches = totals.pop("batches")
-        counts = totals.pop("tokenizer_code_counts")
-        values = {f"held_out/{name}": value / batches for name, value in totals.items()}
-        values["held_out/codebook_entropy"] = code_entropy(counts)
+        """Log the means over all held-out windows and processes."""
+        values = self._held_out.compute(lambda x: self.trainer.strategy.reduce(x, reduce_op="sum"))
         # Alike on all processes already; Lightning would warn of values that are not reduced.
         self.log_dict(values, sync_dist=True)
 
@@ -255,13 +248,16 @@ class DeltaIris(L.LightningModule):
     # --- checkpoints ---
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the configuration beside the weights, so that a mismatch can be told key by key."""
+        """Keep beside the weights their configuration, so that a mismatch can be told key by key, and how many frames
+        they have learned from."""
         checkpoint["configuration"] = self.configuration
+        checkpoint["frames_collected"] = self.trainer.fit_loop.frames_collected  # type: ignore[attr-defined]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights of another configuration before anything is overwritten."""
         path = self._trainer.ckpt_path if self._trainer is not None else None
         check_weights(checkpoint, self.state_dict(), self.configuration, Path(str(path or "the checkpoint")))
+        self.frames_trained_on = checkpoint["frames_collected"]
 
 
 class _GraphedPolicy:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import lightning as L
 
 from delta_iris.callbacks.phases import PhaseCallback, Rollout, Training
 from delta_iris.checkpoint import run_folder
-from delta_iris.evaluation import Evaluation, evaluate_episodes
+from delta_iris.data.collector import Episode
+from delta_iris.evaluation import Evaluation, crafter_run, evaluate_episodes
 
 __all__ = ["EpisodeStatistics"]
 
@@ -20,12 +22,15 @@ class EpisodeStatistics(PhaseCallback):
     """Return, length, objectives, success rates and score: of training episodes as `train/…`, of test episodes as
     `test/…`, against the frames collected so far. `test` also prints them and writes them as JSON.
 
+    The JSON is a run in Crafter's own format, which its analysis scripts read, with the summary beside it.
+
     Args:
         path: of the JSON; by default `evaluation/<checkpoint>.json` in the checkpoint's run folder.
+        method: what it calls this agent.
     """
 
-    def __init__(self, path: str | None = None) -> None:
-        self.path = path
+    def __init__(self, path: str | None = None, method: str = "delta_iris") -> None:
+        self.path, self.method = path, method
 
     def on_phase_end(self, trainer: L.Trainer, module: Any, phase: str, outcome: Rollout | Training) -> None:
         """Log a rollout."""
@@ -45,11 +50,11 @@ class EpisodeStatistics(PhaseCallback):
                 values[f"{split}/crafter_score"] = evaluation.score
                 values |= {f"{split}_achievements/{name}": rate for name, rate in evaluation.achievements.items()}
             if trainer.testing:
-                self._report(trainer, evaluation)
+                self._report(trainer, module, outcome.episodes, evaluation)
         if trainer.state.fn == "fit":
             module.log_now(values, trainer.fit_loop.frames_collected)  # type: ignore[attr-defined]
 
-    def _report(self, trainer: L.Trainer, evaluation: Evaluation) -> None:
+    def _report(self, trainer: L.Trainer, module: Any, episodes: list[Episode], evaluation: Evaluation) -> None:
         checkpoint = Path(trainer.ckpt_path) if trainer.ckpt_path else None
         if self.path is not None:
             path = Path(self.path)
@@ -58,6 +63,10 @@ class EpisodeStatistics(PhaseCallback):
         else:
             path = Path("evaluation.json")
         path.parent.mkdir(parents=True, exist_ok=True)
-        content = {"checkpoint": str(checkpoint), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")} | evaluation.to_dict()
-        path.write_text(json.dumps(content, indent=2))
+        task = trainer.datamodule.environment  # type: ignore[attr-defined]
+        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        run = crafter_run(episodes, task, self.method, seed, module.frames_trained_on)
+        summary = {"checkpoint": str(checkpoint), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")} | evaluation.to_dict()
+        lines = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in (summary | run).items()]
+        path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
         print(f"\n{evaluation.table()}\n\nWritten to {path}", flush=True)

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
 from delta_iris.nn.distributed import world_size
 
-__all__ = ["masked_mean"]
+__all__ = ["Average", "masked_mean"]
+
+
+class Average(NamedTuple):
+    """A sum, and of how many: what batches and processes add up before they divide. Both are scalar float tensors."""
+
+    total: Tensor
+    number: Tensor
+
+    @staticmethod
+    def of(values: Tensor, mask: Tensor) -> Average:
+        """Of `values` where `mask`, of the same shape, is true."""
+        return Average(torch.where(mask, values.float(), 0.0).sum(), mask.sum().float())
+
+    def __add__(self, other: Average) -> Average:  # type: ignore[override]
+        return Average(self.total + other.total, self.number + other.number)
 
 
 def masked_mean(values: Tensor, mask: Tensor, whole: Tensor | None = None) -> Tensor:

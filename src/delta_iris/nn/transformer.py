@@ -155,6 +155,13 @@ class _Layer(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
+@region(dynamic=True)
+def _between(layer: _Layer, following: _Layer, x: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
+    """From one layer's attention to the next one's: as a single region, the sum is normalized where it is made."""
+    x = layer.after(x, attended)
+    return x, following.before(x)
+
+
 class Transformer(nn.Module):
     """A stack of pre-LayerNorm layers; positions and masks are the caller's.
 
@@ -218,8 +225,13 @@ class Transformer(nn.Module):
                 queries=cache.next_positions(x.shape[1]),
                 keys=cache.tokens,
             )
-        for index, layer in enumerate(self.layers):
-            assert isinstance(layer, _Layer)
-            x = layer.after(x, cached_attention(layer.before(x), cache, index, mask))
+        layers = [layer for layer in self.layers if isinstance(layer, _Layer)]
+        qkv = layers[0].before(x)
+        for index, (layer, following) in enumerate(zip(layers, [*layers[1:], None], strict=True)):
+            attended = cached_attention(qkv, cache, index, mask)
+            if following is None:
+                x = layer.after(x, attended)
+            else:
+                x, qkv = _between(layer, following, x, attended)
         cache.position.add_(x.shape[1])
         return x

@@ -7,13 +7,12 @@ from typing import Any
 
 import lightning as L
 import torch
-from einops import reduce
 from torch import Tensor
 
 from delta_iris.data.window import Window, to_float
 from delta_iris.errors import UserError
 from delta_iris.nn.acceleration import region
-from delta_iris.nn.masked import masked_mean
+from delta_iris.nn.masked import Average, masked_mean
 from delta_iris.nn.optimizer import make_optimizer
 from delta_iris.tokenizer.quantizer import VectorQuantizer
 
@@ -153,20 +152,15 @@ class Tokenizer(L.LightningModule):
             self.update_codebook()
 
     @torch.no_grad()
-    def evaluate(self, window: Window) -> dict[str, Tensor]:
-        """Held-out errors of a window: `l1`, `l2` of the frames as shown (clamped), `copy_l2` of copying the last
-        frame, and `code_counts` (N,), how often each codeword was chosen."""
+    def evaluate(self, window: Window) -> tuple[dict[str, Average], Tensor]:
+        """Errors of a window never trained on: `l1` and `l2` of the frames as shown (clamped), `copy_l2` of copying the
+        last frame; and the tokens of its transitions (B, T − 1, K)."""
         painted, tokens, _, _ = self.reconstruct(window)
         frames, mask = to_float(window.frames), window.transitions
-        error = painted.float().clamp(0, 1) - frames[:, 1:]
-        copied = frames[:, :-1] - frames[:, 1:]
-        chosen = mask.unsqueeze(-1).expand_as(tokens).flatten().float()
-        return {
-            "l1": masked_mean(reduce(error.abs(), "b t c h w -> b t", "mean"), mask),
-            "l2": masked_mean(reduce(error.square(), "b t c h w -> b t", "mean"), mask),
-            "copy_l2": masked_mean(reduce(copied.square(), "b t c h w -> b t", "mean"), mask),
-            "code_counts": chosen.new_zeros(self.codebook_size).index_add_(0, tokens.flatten(), chosen),
-        }
+        l1, l2, _ = _frame_errors(painted.float().clamp(0, 1), frames[:, 1:])
+        _, copy_l2, _ = _frame_errors(frames[:, :-1], frames[:, 1:])
+        errors = {"l1": l1, "l2": l2, "copy_l2": copy_l2}
+        return {name: Average.of(error, mask) for name, error in errors.items()}, tokens
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up; see `make_optimizer`."""

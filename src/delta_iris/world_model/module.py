@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from delta_iris.data.window import Window, to_float
 from delta_iris.errors import UserError
 from delta_iris.nn.conv import FrameEncoder
-from delta_iris.nn.masked import masked_mean
+from delta_iris.nn.masked import Average, masked_mean
 from delta_iris.nn.optimizer import make_optimizer
 from delta_iris.nn.symlog import SymlogTwoHot
 from delta_iris.world_model.dynamics import Dynamics, Predictions
@@ -84,21 +84,30 @@ class WorldModel(L.LightningModule):
 
     def losses(self, window: Window, tokens: Tensor, whole: Window | None = None) -> dict[str, Tensor]:
         """Cross-entropies in nats of tokens, rewards and ends, and `token_accuracy`; see `training_step`."""
-        predictions = self.predict(window, tokens)
+        values = self._compare(self.predict(window, tokens), window, tokens)
+        masks, all_masks = (self._masks(w) for w in (window, window if whole is None else whole))
+        return {name: masked_mean(value, masks[name], all_masks[name]) for name, value in values.items()}
+
+    def _compare(self, predictions: Predictions, window: Window, tokens: Tensor) -> dict[str, Tensor]:
+        """Each prediction against what came: of tokens (B, T − 1, K), of rewards and ends (B, T)."""
         logits = predictions.tokens[:, :-1].float()
         token_loss = F.cross_entropy(rearrange(logits, "b t k n -> (b t k) n"), tokens.flatten(), reduction="none")
         end_loss = F.cross_entropy(predictions.ends.float().flatten(0, 1), window.ends.flatten(), reduction="none")
-        reward_loss = self.rewards.cross_entropy(predictions.rewards, window.rewards)
-        whole = window if whole is None else whole
-        token_mask, all_tokens = (
-            transitions.unsqueeze(-1).expand(*transitions.shape, tokens.shape[-1])
-            for transitions in (window.transitions, whole.transitions)
-        )
         return {
-            "token_loss": masked_mean(token_loss.view_as(tokens), token_mask, all_tokens),
-            "reward_loss": masked_mean(reward_loss, window.valid, whole.valid),
-            "end_loss": masked_mean(end_loss.view_as(window.ends), window.valid, whole.valid),
-            "token_accuracy": masked_mean((logits.detach().argmax(-1) == tokens).float(), token_mask, all_tokens),
+            "token_loss": token_loss.view_as(tokens),
+            "reward_loss": self.rewards.cross_entropy(predictions.rewards, window.rewards),
+            "end_loss": end_loss.view_as(window.ends),
+            "token_accuracy": (logits.detach().argmax(-1) == tokens).float(),
+        }
+
+    def _masks(self, window: Window) -> dict[str, Tensor]:
+        """Which of these count."""
+        tokens = window.transitions.unsqueeze(-1).expand(*window.transitions.shape, self.tokens_per_frame)
+        return {
+            "token_loss": tokens,
+            "reward_loss": window.valid,
+            "end_loss": window.valid,
+            "token_accuracy": tokens,
         }
 
     def training_step(
@@ -114,10 +123,18 @@ class WorldModel(L.LightningModule):
         return {"loss": loss} | {name: term.detach() for name, term in terms.items()}
 
     @torch.no_grad()
-    def evaluate(self, window: Window, tokens: Tensor) -> dict[str, Tensor]:
-        """Held-out losses of a window, `loss` their sum."""
-        terms = self.losses(window, tokens)
-        return {"loss": terms["token_loss"] + terms["reward_loss"] + terms["end_loss"]} | terms
+    def evaluate(self, window: Window, tokens: Tensor) -> dict[str, Average]:
+        """What `losses` holds, of a window never trained on; the absolute error of rewards, `reward_error_zero` where
+        the real one is zero and `reward_error_nonzero` elsewhere; `end_recall`, the share of ends held for likely."""
+        predictions = self.predict(window, tokens)
+        values, masks = self._compare(predictions, window, tokens), self._masks(window)
+        error = (self.rewards.mean(predictions.rewards) - window.rewards).abs()
+        likely, zero = predictions.ends.argmax(-1).float(), window.rewards == 0
+        return {name: Average.of(value, masks[name]) for name, value in values.items()} | {
+            "reward_error_zero": Average.of(error, window.valid & zero),
+            "reward_error_nonzero": Average.of(error, window.valid & ~zero),
+            "end_recall": Average.of(likely, window.valid & (window.ends == 1)),
+        }
 
     def configure_optimizers(self) -> Any:
         """AdamW; see `make_optimizer`."""
