@@ -24,7 +24,7 @@ def play(folder: Path, *options: object) -> float:
         subprocess.run(
             [sys.executable, "-m", "delta_iris", *map(str, arguments)],
             cwd=folder,
-            env=os.environ | {"PYTHONPATH": str(ROOT / "tests")},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])},
             stdout=subprocess.DEVNULL,
             check=True,
             timeout=1200,
@@ -35,9 +35,10 @@ def play(folder: Path, *options: object) -> float:
 
 def test_it_gets_clearly_better_than_random(tmp_path) -> None:
     """The first epoch of the proof below, shortened."""
-    steps = ("--loop.tokenizer.first_epoch_steps", 250, "--loop.world_model.first_epoch_steps", 400)
+    steps = {"tokenizer.first_epoch_steps": 400, "world_model.first_epoch_steps": 500, "agent.steps": 200}
+    options = [f"--loop.{name}={number}" for name, number in steps.items()]
     # A random player's mean of 200 episodes stays below 1.75 in 99.9% of all cases.
-    assert play(tmp_path, "--trainer.max_epochs", 1, *steps) > 2 * RANDOM
+    assert play(tmp_path, "--trainer.max_epochs=1", *options) > 2 * RANDOM
 
 
 @pytest.mark.slow

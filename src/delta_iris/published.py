@@ -84,9 +84,7 @@ def load_published(folder: Path) -> dict[str, Any]:
         weights: dict[str, Tensor] = {}
         for name, digest in about["parts"].items():
             if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
-                raise UserError(
-                    f"{folder / name} is damaged (not the SHA-256 of about.json): fetch it again"
-                )
+                raise UserError(f"{folder / name} is damaged (not the SHA-256 of about.json): fetch it again")
             weights |= torch.load(folder / name, map_location="cpu", weights_only=True)
         content = {name: about[name] for name in ("configuration", "frames_collected")}
     except FileNotFoundError as error:
