@@ -16,6 +16,9 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from delta_iris import published
+from delta_iris.errors import UserError
+
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "tests" / "tiny.yaml"
 
@@ -116,6 +119,42 @@ def test_a_checkpoint_holds_no_code(trained) -> None:
     folder, _ = trained
     content = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert len(content["optimizer_states"]) == 3
+
+
+def test_a_published_agent_plays_without_its_run(trained, tmp_path: Path, monkeypatch) -> None:
+    folder, _ = trained
+    checkpoint, agent = folder / "checkpoints" / "last.ckpt", tmp_path / "agent"
+    monkeypatch.setattr(published, "PART_BYTES", 40_000)
+    published.publish(checkpoint, agent)
+    content, whole = published.load_published(agent), torch.load(checkpoint, weights_only=True)
+    assert content["frames_collected"] == whole["frames_collected"] > 0
+    assert content["state_dict"].keys() == whole["state_dict"].keys()
+    for name, value in whole["state_dict"].items():
+        source = whole["state_dict"][name.replace("agent.target.", "agent.network.")]
+        rounded = (
+            source.to(torch.bfloat16).float() if ".quantizer." not in name and value.is_floating_point() else source
+        )
+        assert torch.equal(content["state_dict"][name], rounded), name
+    parts = sorted(agent.glob("weights-*.pt"))
+    assert len(parts) > 2
+    biggest = 2 * max(value.numel() for value in whole["state_dict"].values())
+    assert all(part.stat().st_size < max(biggest, 40_000) + 20_000 for part in parts)  # names and headers
+
+    told = run("test", "--config", agent / "config.yaml", "--ckpt_path", agent, cwd=tmp_path)
+    assert "Crafter score" in told
+    assert json.loads((tmp_path / "evaluation.json").read_text())["xs"] == [content["frames_collected"]] * 4
+    assert "a published agent" in fit("--ckpt_path", agent, cwd=tmp_path, status=2)
+
+    with pytest.raises(UserError, match="not empty"):
+        published.publish(checkpoint, agent)
+    damaged = bytearray(parts[1].read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    parts[1].write_bytes(damaged)
+    with pytest.raises(UserError, match="damaged"):
+        published.load_published(agent)
+    parts[0].unlink()
+    with pytest.raises(UserError, match=f"{parts[0].name} is missing"):
+        published.load_published(agent)
 
 
 def test_a_finished_run_can_be_continued_in_its_folder(trained) -> None:
