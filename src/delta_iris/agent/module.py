@@ -64,8 +64,8 @@ class Agent(L.LightningModule):
         entropy_weight: of the policy's entropy in the actor's loss.
         target_decay: of the target network's moving average, a step.
         critic_gradient: share of the critic's gradient that reaches what it has in common with the actor, the LSTM and
-            the CNN; 1 is the paper's. All values move the same way at first, and a whole gradient pushes every unit of
-            the LSTM to its limit, the same for all frames, before the actor has learned anything from them.
+            the CNN; 1 is the paper's. All values move the same way at first, and the whole gradient makes the LSTM's
+            units the same for all frames before the actor has learned anything from them.
         learning_rate, weight_decay, warmup_steps, gradient_clip: of the optimizer.
     """
 
