@@ -61,6 +61,8 @@ class Clock:
 
     def __init__(self, curves: dict[str, list[Point]]) -> None:
         self.start = min(point.wall for points in curves.values() for point in points)
+        if "train/frames_per_second" not in curves:
+            raise SystemExit("curves: the run has collected nothing yet")
         told = curves["train/frames_per_second"]
         self._walls, self._frames = [p.wall for p in told], [p.step for p in told]
 
@@ -144,12 +146,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="of the CSV and the PNG, without their endings")
     parser.add_argument("--events", type=Path, help="folder for the small event file")
     args = parser.parse_args()
+    if not (args.out or args.events):
+        parser.error("give --out, --events or both")
     found = events(args.run)
     curves = scalars(found)
     if args.out:
         clock = Clock(curves)
-        write_csv(args.out.with_suffix(".csv"), curves, clock)
-        draw(args.out.with_suffix(".png"), curves, clock)
+        write_csv(args.out.with_name(f"{args.out.name}.csv"), curves, clock)
+        draw(args.out.with_name(f"{args.out.name}.png"), curves, clock)
     if args.events:
         slim(found, args.events)
 

@@ -126,6 +126,10 @@ def test_a_published_agent_plays_without_its_run(trained, tmp_path: Path, monkey
     checkpoint, agent = folder / "checkpoints" / "last.ckpt", tmp_path / "agent"
     monkeypatch.setattr(published, "PART_BYTES", 40_000)
     published.publish(checkpoint, agent)
+    command_line = [sys.executable, "-m", "delta_iris.published", checkpoint, tmp_path / "again"]
+    subprocess.run(command_line, check=True, timeout=120)
+    assert len(list((tmp_path / "again").glob("weights-*.pt"))) == 1
+    assert subprocess.run(command_line, check=False, timeout=120).returncode == 2
     content, whole = published.load_published(agent), torch.load(checkpoint, weights_only=True)
     assert content["frames_collected"] == whole["frames_collected"] > 0
     assert content["state_dict"].keys() == whole["state_dict"].keys()
@@ -142,8 +146,11 @@ def test_a_published_agent_plays_without_its_run(trained, tmp_path: Path, monkey
 
     told = run("test", "--config", agent / "config.yaml", "--ckpt_path", agent, cwd=tmp_path)
     assert "Crafter score" in told
-    assert json.loads((tmp_path / "evaluation.json").read_text())["xs"] == [content["frames_collected"]] * 4
+    assert json.loads((tmp_path / "evaluation" / "agent.json").read_text())["xs"] == [content["frames_collected"]] * 4
     assert "a published agent" in fit("--ckpt_path", agent, cwd=tmp_path, status=2)
+    assert "is a folder" in fit("--ckpt_path", folder, cwd=tmp_path, status=2)
+    other = ("test", "--config", agent / "config.yaml", "--ckpt_path", agent, "--model.agent.init_args.hidden", 8)
+    assert f"{agent} was made with another configuration (model.agent" in run(*other, cwd=tmp_path, status=2)
 
     with pytest.raises(UserError, match="not empty"):
         published.publish(checkpoint, agent)

@@ -72,6 +72,17 @@ def test_what_never_happened_is_left_out() -> None:
     assert not {"held_out/world_model_end_recall", "held_out/world_model_reward_error_nonzero"} & set(names)
 
 
+def test_windows_of_a_single_step_tell_what_they_can() -> None:
+    window = make_window(2)
+    valid = torch.zeros_like(window.valid)
+    valid[:, 0] = True
+    values = held_out(window._replace(valid=valid))
+    assert "held_out/world_model_reward_loss" in values
+    assert not any(name.startswith(("held_out/tokenizer", "drift")) for name in values)
+    still = window._replace(frames=torch.zeros_like(window.frames))
+    assert all(value.isfinite() for value in held_out(still).values())
+
+
 def test_drift_is_between_what_is_imagined_and_what_came_under_the_same_actions() -> None:
     tokenizer, model, window = make_tokenizer(), make_world_model(), make_window(2)
     valid = window.valid.clone()

@@ -21,6 +21,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         UserError: where there is none, or it is not one of this program's.
     """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give a checkpoint in it, <run>/checkpoints/last.ckpt")
     if not path.is_file():
         near = sorted(str(p) for p in path.parent.glob("*.ckpt")) if path.parent.is_dir() else []
         raise UserError(f"there is no checkpoint {path}" + (f"; beside it lie: {', '.join(near)}" if near else ""))
@@ -29,8 +31,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except (RuntimeError, pickle.UnpicklingError, ValueError, EOFError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path} is damaged or no checkpoint of this program ({reason})") from error
-    if not isinstance(content, dict) or "state_dict" not in content or "configuration" not in content:
-        raise UserError(f"{path} is no checkpoint of this program: it holds no agent")
+    needed = ("state_dict", "configuration", "frames_collected")
+    if not isinstance(content, dict) or not all(key in content for key in needed):
+        raise UserError(f"{path} is no checkpoint of this version of the program: {', '.join(needed)} belong in it")
     return content
 
 
@@ -56,7 +59,7 @@ def check_weights(
     told = "; ".join(keys[:5]) + (f"; and {len(keys) - 5} more" if len(keys) > 5 else "")
     raise UserError(
         f"{path} was made with another configuration ({told or f'first difference: {wrong[0]}'}): use the config.yaml "
-        "of its run folder, or start a new run without --ckpt_path"
+        "of its own folder, or start a new run without --ckpt_path"
     )
 
 

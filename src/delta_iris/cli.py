@@ -23,7 +23,7 @@ from delta_iris.configuration import check_configuration
 from delta_iris.data.datamodule import ReplayDataModule
 from delta_iris.errors import UserError
 from delta_iris.loop import CollectTrainLoop, install_loops
-from delta_iris.published import load_published
+from delta_iris.published import is_published, load_published
 from delta_iris.schedule import Schedule
 from delta_iris.strategy import DeltaDDPStrategy
 from delta_iris.system import DeltaIris
@@ -88,14 +88,14 @@ class DeltaIrisCLI(LightningCLI):
         config = self._own
         trainer = config.trainer
         checkpoint = config.get("ckpt_path")
-        if checkpoint is not None and Path(checkpoint).is_dir():
+        if checkpoint is not None and is_published(Path(checkpoint)):
             if self.subcommand == "fit":
                 raise UserError(
                     f"{checkpoint} is a published agent, without the replay and optimizers that training goes on with: "
                     "it can be tested; to resume, give a run's checkpoint, <run>/checkpoints/last.ckpt"
                 )
-            self._published, checkpoint = load_published(Path(checkpoint)), None
-            config.ckpt_path = None
+            self._published = load_published(Path(checkpoint)), Path(checkpoint)
+            checkpoint = config.ckpt_path = None
         elif checkpoint is not None:
             self._checkpoint = load_checkpoint(Path(checkpoint))
         if trainer.strategy == "auto" and trainer.devices not in ("auto", 1, "1"):
@@ -126,7 +126,7 @@ class DeltaIrisCLI(LightningCLI):
         return config
 
     _checkpoint: dict[str, Any] | None = None
-    _published: dict[str, Any] | None = None
+    _published: tuple[dict[str, Any], Path] | None = None
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """A Trainer with the custom loops."""
@@ -149,8 +149,11 @@ class DeltaIrisCLI(LightningCLI):
         model.configuration = _plain(model.configuration)
         check_configuration(model, data, self._get(self.config_init, "loop"))
         if self._published is not None:
-            model.on_load_checkpoint(self._published)
-            model.load_state_dict(self._published["state_dict"])
+            content, path = self._published
+            check_weights(content, model.state_dict(), model.configuration, path)
+            model.load_state_dict(content["state_dict"])
+            model.frames_trained_on, model.published_in = content["frames_collected"], path
+            self._published = None
         if self._checkpoint is not None:
             path = Path(self._own.ckpt_path)
             check_weights(self._checkpoint, model.state_dict(), model.configuration, path)

@@ -85,7 +85,8 @@ def crafter_run(episodes: list[Episode], task: str, method: str, seed: int, fram
         task: the environment.
         method: name of what played, as the plots show it.
         seed: of the run, which the scripts average over.
-        frames: that the player had seen in training, the plots' horizontal axis.
+        frames: that the player had seen in training, the plots' horizontal axis. The scripts look at the first million
+            unless they are given a larger budget.
 
     Returns:
         `task`, `method`, `seed`, `xs`, `reward`, `length` and, where they are told, `achievement_…`: how often each was

@@ -75,18 +75,22 @@ class HeldOut:
             add_up: gives the sum of a tensor over all processes.
 
         Returns:
-            `held_out/tokenizer_…`: `l1` and `l2` of frames as shown, `psnr` in decibels, and both of copying the last
-            frame; `held_out/codebook_entropy` in bits; `held_out/world_model_…`: cross-entropies in nats and their sum
-            `loss`, `token_accuracy` and `token_perplexity`, mean absolute error of rewards that are zero and of those
-            that are not, `end_recall`; `drift/…`: see `drift`.
+            `held_out/tokenizer_…`: `l1`, `l2` and `psnr` (in decibels) of frames as shown, `copy_l2` and `copy_psnr` of
+            copying the last frame; `held_out/codebook_entropy` in bits; `held_out/world_model_…`: cross-entropies in
+            nats and their sum `loss`, `token_accuracy` and `token_perplexity`, mean absolute error of rewards that are
+            zero and of those that are not, `end_recall`; `drift/…`: see `drift`.
         """
         assert self._codes is not None
         sums = add_up(torch.stack([torch.stack(average) for average in self._averages.values()]))
         values = {name: total / count for name, (total, count) in zip(self._averages, sums, strict=True) if count > 0}
-        for name in ("", "copy_"):
-            values[f"held_out/tokenizer_{name}psnr"] = -10 * values[f"held_out/tokenizer_{name}l2"].log10()
+        for name in ("held_out/tokenizer_", "held_out/tokenizer_copy_"):
+            if f"{name}l2" in values:
+                # Frames that are the same to the bit would be infinitely alike.
+                values[f"{name}psnr"] = -10 * values[f"{name}l2"].clamp(min=1e-10).log10()
         model = "held_out/world_model_"
-        values[f"{model}token_perplexity"] = values[f"{model}token_loss"].exp()
-        values[f"{model}loss"] = torch.stack([values[f"{model}{x}_loss"] for x in ("token", "reward", "end")]).sum()
+        if f"{model}token_loss" in values:
+            values[f"{model}token_perplexity"] = values[f"{model}token_loss"].exp()
+        losses = (f"{model}{part}_loss" for part in ("token", "reward", "end"))
+        values[f"{model}loss"] = torch.stack([values[name] for name in losses if name in values]).sum()
         values["held_out/codebook_entropy"] = code_entropy(add_up(self._codes.float()))
         return values

@@ -11,6 +11,7 @@ import hashlib
 import json
 import pickle
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from torch import Tensor
 from delta_iris.checkpoint import load_checkpoint, run_folder
 from delta_iris.errors import UserError
 
-__all__ = ["load_published", "publish"]
+__all__ = ["is_published", "load_published", "publish"]
 
 PART_BYTES = 15_000_000
+ABOUT = "about.json"
 TARGET, NETWORK = "agent.target.", "agent.network."
 
 
@@ -41,8 +43,8 @@ def publish(checkpoint: Path, folder: Path) -> None:
         UserError: where the folder holds something, or there is no such checkpoint.
     """
     content, config = load_checkpoint(checkpoint), run_folder(checkpoint) / "config.yaml"
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty: name a new folder")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is a file or not empty: name a new folder")
     if not config.is_file():
         raise UserError(f"{config} is missing: publish from the run folder, which tells how the agent was made")
     folder.mkdir(parents=True, exist_ok=True)
@@ -68,8 +70,13 @@ def publish(checkpoint: Path, folder: Path) -> None:
         "frames_collected": content["frames_collected"],
         "configuration": content["configuration"],
     }
-    (folder / "about.json").write_text(json.dumps(about, indent=2) + "\n")
+    (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
     shutil.copyfile(config, folder / "config.yaml")
+
+
+def is_published(path: Path) -> bool:
+    """Whether a path is a folder that `publish` made."""
+    return (path / ABOUT).is_file()
 
 
 def load_published(folder: Path) -> dict[str, Any]:
@@ -80,7 +87,7 @@ def load_published(folder: Path) -> dict[str, Any]:
         UserError: where something is missing or damaged.
     """
     try:
-        about = json.loads((folder / "about.json").read_text())
+        about = json.loads((folder / ABOUT).read_text())
         weights: dict[str, Tensor] = {}
         for name, digest in about["parts"].items():
             if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
@@ -89,7 +96,7 @@ def load_published(folder: Path) -> dict[str, Any]:
         content = {name: about[name] for name in ("configuration", "frames_collected")}
     except FileNotFoundError as error:
         raise UserError(f"{folder} is no published agent: {Path(error.filename).name} is missing") from error
-    except (ValueError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, pickle.UnpicklingError) as error:
         raise UserError(f"{folder} is damaged or no published agent ({error})") from error
     weights = {name: value.float() if value.dtype == torch.bfloat16 else value for name, value in weights.items()}
     target = {name.replace(NETWORK, TARGET, 1): value for name, value in weights.items() if name.startswith(NETWORK)}
@@ -100,4 +107,5 @@ if __name__ == "__main__":
     try:
         auto_cli(publish, as_positional=True)
     except UserError as error:
-        raise SystemExit(f"published: {error}") from None
+        print(f"published: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -56,7 +56,8 @@ class DeltaIris(L.LightningModule):
         # What computes a module's losses; a data-parallel strategy puts its gradient reducers here.
         self.steps: dict[str, Callable[..., dict[str, Tensor]]] = {}
         self.configuration: dict[str, Any] = {}
-        self.frames_trained_on = 0  # of a checkpoint that was loaded
+        self.frames_trained_on = 0  # of the weights that were loaded, and where they were published
+        self.published_in: Path | None = None
         self.held_out_window: Window | None = None
         self.phase_metrics: dict[str, float] = {}
         self._names: list[str] = []

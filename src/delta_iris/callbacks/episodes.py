@@ -25,7 +25,8 @@ class EpisodeStatistics(PhaseCallback):
     The JSON is a run in Crafter's own format, which its analysis scripts read, with the summary beside it.
 
     Args:
-        path: of the JSON; by default `evaluation/<checkpoint>.json` in the checkpoint's run folder.
+        path: of the JSON; by default `evaluation/<checkpoint>.json` in the checkpoint's run folder, for a published
+            agent `evaluation/<its folder>.json` where the command runs.
         method: what it calls this agent.
     """
 
@@ -61,12 +62,17 @@ class EpisodeStatistics(PhaseCallback):
         elif checkpoint is not None:
             path = run_folder(checkpoint) / "evaluation" / f"{checkpoint.stem}.json"
         else:
-            path = Path("evaluation.json")
+            name = "untrained" if module.published_in is None else module.published_in.name
+            path = Path("evaluation") / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         task = trainer.datamodule.environment  # type: ignore[attr-defined]
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         run = crafter_run(episodes, task, self.method, seed, module.frames_trained_on)
-        summary = {"checkpoint": str(checkpoint), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")} | evaluation.to_dict()
+        source = checkpoint or module.published_in
+        summary = {
+            "checkpoint": source and str(source),
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        } | evaluation.to_dict()
         lines = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in (summary | run).items()]
         path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
         print(f"\n{evaluation.table()}\n\nWritten to {path}", flush=True)

@@ -225,13 +225,13 @@ class Transformer(nn.Module):
                 queries=cache.next_positions(x.shape[1]),
                 keys=cache.tokens,
             )
-        layers = [layer for layer in self.layers if isinstance(layer, _Layer)]
-        qkv = layers[0].before(x)
-        for index, (layer, following) in enumerate(zip(layers, [*layers[1:], None], strict=True)):
+        layers: list[_Layer] = list(self.layers)  # type: ignore[arg-type]
+        qkv = layers[0].before(x) if layers else x
+        for index, layer in enumerate(layers):
             attended = cached_attention(qkv, cache, index, mask)
-            if following is None:
+            if layer is layers[-1]:
                 x = layer.after(x, attended)
             else:
-                x, qkv = _between(layer, following, x, attended)
+                x, qkv = _between(layer, layers[index + 1], x, attended)
         cache.position.add_(x.shape[1])
         return x
