@@ -206,9 +206,9 @@ def test_the_decoding_kernel_equals_masked_attention(
     # What is not written yet is there too, and must not be seen.
     for part in (cache.keys, cache.values):
         part.normal_()
-    cache.position.fill_(position)
+    cache.position = position
     qkv = torch.randn(2, new, 3, 2, 64, device=device)
-    mask = block_mask(valid, block, within=within, queries=cache.next_positions(new), keys=cache.tokens)
+    mask = block_mask(valid, block, within=within, queries=cache.next(new), keys=cache.tokens)
     other = copy.deepcopy(cache)
     expected, found = cached_attention(qkv, cache, 0, mask), cached_attention(qkv, other, 0, None)
     torch.testing.assert_close(found, expected, atol=5e-6, rtol=1e-5)

@@ -11,8 +11,7 @@ __all__ = ["KVCache"]
 class KVCache:
     """Keys and values of every layer of a Transformer, in memory that stays where it is.
 
-    What is not written yet is in it too: attention leaves it out. The position lives on the device, so that a CUDA
-    graph that steps can be launched again and again.
+    What is not written yet is in it too: attention leaves it out.
 
     Args:
         layers: number of layers.
@@ -31,8 +30,8 @@ class KVCache:
         self.tokens = -(-valid.shape[1] * block_size // 16) * 16
         self.keys = torch.zeros(layers, len(valid), heads, self.tokens, dim, device=valid.device, dtype=dtype)
         self.values = torch.zeros_like(self.keys)
-        self.position = torch.zeros(1, dtype=torch.int64, device=valid.device)
+        self.position = 0
 
-    def next_positions(self, number: int) -> Tensor:
-        """Sequence positions of the next tokens, (number,)."""
-        return self.position + torch.arange(number, device=self.position.device)
+    def next(self, number: int) -> slice:
+        """Sequence positions of the next tokens."""
+        return slice(self.position, self.position + number)

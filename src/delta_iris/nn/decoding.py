@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,8 +22,7 @@ except ImportError:  # PyTorch without CUDA comes without Triton; nothing here i
 def decode(qkv: Tensor, cache: KVCache, layer: int) -> Tensor:
     """Write new tokens to a layer's cache and attend, each to those before it and to its own block.
 
-    The same as `cached_attention` computes with a mask over the whole cache. Where the next token goes is read on the
-    device, so that a CUDA graph with this in it can be launched at any position.
+    The same as `cached_attention` computes with a mask over the whole cache.
 
     Args:
         qkv: (B, n, 3, H, Dh) queries, keys and values of the new tokens, contiguous.
@@ -59,11 +59,12 @@ def decode(qkv: Tensor, cache: KVCache, layer: int) -> Tensor:
     return out
 
 
-def _kernel(function: Any) -> Any:
-    return function if triton is None else triton.jit(function)
+def _kernel(*varying: str) -> Callable[[Any], Any]:
+    """A Triton kernel, compiled once for all values of the numbers named."""
+    return lambda function: function if triton is None else triton.jit(function, do_not_specialize=list(varying))
 
 
-@_kernel
+@_kernel()
 def _attend(q, k, v, seen, best, total, weighted, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
     """One tile of the running softmax (base 2)."""
     scores = tl.where(seen, tl.dot(q, tl.trans(k), input_precision=PRECISION), float("-inf"))
@@ -77,13 +78,13 @@ def _attend(q, k, v, seen, best, total, weighted, PRECISION: tl.constexpr):  # t
     return new_best, total, weighted
 
 
-@_kernel
+@_kernel("first")
 def _decode(  # type: ignore[no-untyped-def]
     qkv,
     keys,
     values,
     valid,
-    position,
+    first,
     out,
     scale,
     length,
@@ -98,7 +99,6 @@ def _decode(  # type: ignore[no-untyped-def]
     PRECISION: tl.constexpr,
 ):
     batch, head = tl.program_id(0) // heads, tl.program_id(0) % heads
-    first = tl.load(position).to(tl.int32)
     rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     columns, dims = tl.arange(0, COLUMNS), tl.arange(0, DIM)
     # Strides: a token of qkv is 3 · heads · DIM wide, its queries, keys and values heads · DIM each.

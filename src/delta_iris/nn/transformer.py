@@ -42,7 +42,7 @@ def init_weights(module: nn.Module) -> None:
 
 
 def block_mask(
-    valid: Tensor, block_size: int, *, within: str, queries: Tensor | None = None, keys: int | None = None
+    valid: Tensor, block_size: int, *, within: str, queries: slice | None = None, keys: int | None = None
 ) -> Tensor:
     """Who may attend to whom in a sequence of equally long blocks.
 
@@ -53,7 +53,7 @@ def block_mask(
         valid: (B, T) booleans, false for blocks of padding: nobody outside attends to them.
         block_size: tokens a block.
         within: `"block"` (a token sees its whole block) or `"token"` (causal token by token).
-        queries: (n,) sequence positions of the queries, where they are not the whole sequence.
+        queries: sequence positions of the n queries, where they are not the whole sequence.
         keys: number of keys, T · block_size by default; what a cache has beyond that is never seen.
 
     Returns:
@@ -61,7 +61,7 @@ def block_mask(
     """
     total = valid.shape[1] * block_size
     key = torch.arange(keys or total, device=valid.device)
-    query = (key if queries is None else queries).unsqueeze(1)
+    query = (key if queries is None else key[queries]).unsqueeze(1)
     key_block, query_block = key // block_size, query // block_size
     order = query_block >= key_block if within == "block" else query >= key
     key_valid = valid.repeat_interleave(block_size, dim=1, output_size=total)
@@ -116,10 +116,9 @@ def cached_attention(qkv: Tensor, cache: KVCache, layer: int, mask: Tensor | Non
     if mask is None:
         return decode(qkv, cache, layer)
     queries, keys, values = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-    positions = cache.next_positions(qkv.shape[1])
-    keys = cache.keys[layer].index_copy_(2, positions, keys)
-    values = cache.values[layer].index_copy_(2, positions, values)
-    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask).transpose(1, 2)
+    new, cached = cache.next(qkv.shape[1]), (cache.keys[layer], cache.values[layer])
+    cached[0][:, :, new], cached[1][:, :, new] = keys, values
+    return F.scaled_dot_product_attention(queries, *cached, attn_mask=mask).transpose(1, 2)
 
 
 class _Layer(nn.Module):
@@ -222,7 +221,7 @@ class Transformer(nn.Module):
                 cache.valid,
                 cache.block_size,
                 within=cache.within,
-                queries=cache.next_positions(x.shape[1]),
+                queries=cache.next(x.shape[1]),
                 keys=cache.tokens,
             )
         layers: list[_Layer] = list(self.layers)  # type: ignore[arg-type]
@@ -233,5 +232,5 @@ class Transformer(nn.Module):
                 x = layer.after(x, attended)
             else:
                 x, qkv = _between(layer, layers[index + 1], x, attended)
-        cache.position.add_(x.shape[1])
+        cache.position += x.shape[1]
         return x

@@ -149,11 +149,11 @@ class _Encoder(nn.Module):
 @dataclass
 class DecoderCache:
     """What decoding remembers of the transitions so far: a key-value cache a group of layers, which are real (B, T),
-    and how many there are (1,)."""
+    and how many there are."""
 
     groups: list[KVCache]
     valid: Tensor
-    position: Tensor
+    position: int = 0
 
 
 class _Decoder(nn.Module):
@@ -198,7 +198,7 @@ class _Decoder(nn.Module):
             for group, grid in zip(self.groups, self.grids, strict=True)
             if isinstance(group, Transformer)
         ]
-        return DecoderCache(groups, valid, torch.zeros_like(groups[0].position))
+        return DecoderCache(groups, valid)
 
     def forward(
         self, frames: Tensor, actions: Tensor, codes: Tensor, valid: Tensor, cache: DecoderCache | None
@@ -207,10 +207,9 @@ class _Decoder(nn.Module):
         if cache is None:
             time = self.time[:length]
         else:
-            steps = cache.position + torch.arange(length, device=frames.device)
-            cache.valid.index_copy_(1, steps, valid)
-            cache.position.add_(length)
-            time = self.time[steps]
+            steps = slice(cache.position, cache.position + length)
+            cache.valid[:, steps], time = valid, self.time[steps]
+            cache.position += length
         vectors = self.frame(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
         x = self._blocks(vectors, self.action(actions), codes, time)
         for index, group in enumerate(self.groups):

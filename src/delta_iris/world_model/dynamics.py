@@ -160,7 +160,7 @@ class Dynamics(nn.Module):
         cache.pending = self._embed_token(tokens, cache)
 
     def _places(self, number: int, cache: DynamicsCache) -> Tensor:
-        return cache.places[cache.kv.next_positions(number)]
+        return cache.places[cache.kv.next(number)]
 
     def _embed_token(self, tokens: Tensor, cache: DynamicsCache) -> Tensor:
         return self.token(tokens).unsqueeze(1) + self._places(1, cache)
