@@ -53,9 +53,8 @@ class SymlogTwoHot(nn.Module):
         return spread.scatter_(-1, index.unsqueeze(-1) + 1, upper_share)
 
     def bell(self, spread: float) -> Tensor:
-        """Logits (num_bins,) of a normal distribution around zero, of this standard deviation in symlog; its tails end
-        flat (a share of 1/3000 of the middle's in each bin), for larger values to stay in reach."""
-        return (-(self.bins / spread).square() / 2).clamp(min=-8)
+        """Logits (num_bins,) of a normal distribution around zero, of this standard deviation in symlog."""
+        return -(self.bins / spread).square() / 2
 
     def cross_entropy(self, logits: Tensor, values: Tensor) -> Tensor:
         """Cross-entropy of (…, num_bins) logits against the two-hot of (…) values, elementwise in nats: (…)."""
