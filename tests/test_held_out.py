@@ -85,6 +85,9 @@ def test_windows_of_a_single_step_tell_what_they_can() -> None:
 
 def test_drift_is_between_what_is_imagined_and_what_came_under_the_same_actions() -> None:
     tokenizer, model, window = make_tokenizer(), make_world_model(), make_window(2)
+    # An action must show in the frame that it leads to.
+    torch.nn.init.normal_(tokenizer.decoder.action.weight, std=10)
+    torch.nn.init.normal_(tokenizer.decoder.paint.weight, std=1)
     valid = window.valid.clone()
     valid[1, 6:] = False
     window = window._replace(valid=valid)

@@ -44,7 +44,8 @@ class ActorCritic(nn.Module):
         multipliers: Sequence[int] = (1, 1, 2, 2, 4),
         halvings: Sequence[int] = (1, 3, 4),
         latent_channels: int = 16,
-        critic_gradient: float = 1.0,
+        *,
+        critic_gradient: float,
     ) -> None:
         super().__init__()
         self.hidden, self.critic_gradient = hidden, critic_gradient

@@ -107,7 +107,7 @@ class Agent(L.LightningModule):
             multipliers,
             halvings,
             latent_channels,
-            critic_gradient,
+            critic_gradient=critic_gradient,
         )
         # Were the first distribution of values flat over all bins, most of what the critic first learns, thousands of
         # steps long, would be which bins are ever used.
