@@ -3,9 +3,9 @@
     python benchmarks/critic_gradient.py --share 1 0.1 0.01 0
 
 Catch (see tests/catch.py), batched: a block falls a row a step, every third step one is caught or missed. Prints a JSON
-line every 100 updates: the share of blocks caught (0.25 at random; the first may be out of reach), the policy's entropy
-and, of the LSTM's units, the mean of their absolute values and their standard deviation over frames: where they are at
-their limits whatever the frame, the actor is blind.
+line every 100 updates: the share of blocks caught (0.25 at random; the first may be out of reach), the policy's
+entropy, the mean λ-return and, of the LSTM's units, the mean of their absolute values and their standard deviation over
+frames: where they are at their limits whatever the frame, the actor is blind.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def train(share: float, args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     agent = Agent(
         (CELLS * PIXELS, CELLS * PIXELS), 3, hidden=args.hidden, channels=8, multipliers=(1, 2), halvings=(0, 1),
-        latent_channels=4, burn_in=1, horizon=7, entropy_weight=0.01, target_decay=0.98, critic_gradient=share,
-        learning_rate=args.learning_rate,
+        latent_channels=4, burn_in=1, horizon=7, entropy_weight=args.entropy_weight, target_decay=0.98,
+        critic_gradient=share, learning_rate=args.learning_rate,
     )  # fmt: skip
     optimizer = agent.configure_optimizers()["optimizer"]
     caught: list[float] = []
@@ -92,10 +92,12 @@ def train(share: float, args: argparse.Namespace) -> None:
                 "critic_gradient": share,
                 "hidden": args.hidden,
                 "learning_rate": args.learning_rate,
+                "entropy_weight": args.entropy_weight,
                 "seed": args.seed,
                 "update": update,
                 "caught": round(sum(caught[-50:]) / 50, 3),
                 "policy_entropy": round(float(losses["policy_entropy"]), 3),
+                "return": round(float(losses["imagined_return"]), 3),
                 "critic_loss": round(float(losses["critic_loss"]), 3),
                 "units_magnitude": round(float(units.abs().mean()), 3),
                 "units_deviation": round(float(units.flatten(0, 1).std(0).mean()), 3),
@@ -110,6 +112,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--entropy_weight", type=float, default=0.03)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     for share in args.share:

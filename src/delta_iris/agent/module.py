@@ -21,10 +21,6 @@ from delta_iris.nn.symlog import SymlogTwoHot
 __all__ = ["Agent", "ImaginedWindow"]
 
 
-FIRST_SPREAD = 0.5
-"""Standard deviation of the first distribution of values around zero, in symlog."""
-
-
 class ImaginedWindow(NamedTuple):
     """Real burn-in frames, then H imagined steps.
 
@@ -109,10 +105,8 @@ class Agent(L.LightningModule):
             latent_channels,
             critic_gradient=critic_gradient,
         )
-        # Were the first distribution of values flat over all bins, most of what the critic first learns, thousands of
-        # steps long, would be which bins are ever used.
         with torch.no_grad():
-            self.network.critic.bias.copy_(self.values.bell(FIRST_SPREAD))
+            self.network.critic.bias.copy_(self.values.first_logits())
         self.target = copy.deepcopy(self.network).requires_grad_(False)
 
     @torch.no_grad()

@@ -52,7 +52,7 @@ class Dynamics(nn.Module):
         codebook_size: N.
         max_blocks: longest window, in blocks.
         dim, layers, heads: of the Transformer.
-        num_reward_bins: bins of the reward's distribution.
+        first_rewards: (bins,) logits of the reward's distribution before training.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Dynamics(nn.Module):
         dim: int,
         layers: int,
         heads: int,
-        num_reward_bins: int,
+        first_rewards: Tensor,
     ) -> None:
         super().__init__()
         self.tokens_per_frame, self.max_blocks = tokens_per_frame, max_blocks
@@ -80,15 +80,16 @@ class Dynamics(nn.Module):
         self.transformer = Transformer(dim, layers, heads)
         self.norm = nn.LayerNorm(dim)
         self.token_head = _head(dim, codebook_size)
-        self.reward_head = _head(dim, num_reward_bins)
+        self.reward_head = _head(dim, len(first_rewards))
         self.end_head = _head(dim, 2)
         for module in (self.action, self.token, self.token_head):
             module.apply(init_weights)
-        # Rewards start at exactly zero (DreamerV3): the agent is not taught by the noise of an untrained head.
+        # Rewards start at zero (DreamerV3): the agent is not taught by the noise of an untrained head.
         last = self.reward_head[-1]
         assert isinstance(last, nn.Linear)
         nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        with torch.no_grad():
+            last.bias.copy_(first_rewards)
 
     def _embed_frames(self, frames: Tensor) -> Tensor:
         return rearrange(self.frame(rearrange(frames, "b t c h w -> (b t) c h w")), "(b t) d -> b t d", b=len(frames))

@@ -67,8 +67,9 @@ class WorldModel(L.LightningModule):
         self.gradient_clip = gradient_clip
         self.rewards = SymlogTwoHot(num_reward_bins)
         frame_encoder = FrameEncoder(frame_size, frame_channels, frame_multipliers, frame_halvings)
+        first = self.rewards.first_logits()
         self.dynamics = Dynamics(
-            frame_encoder, num_actions, tokens_per_frame, codebook_size, window, dim, layers, heads, num_reward_bins
+            frame_encoder, num_actions, tokens_per_frame, codebook_size, window, dim, layers, heads, first
         )
 
     def predict(self, window: Window, tokens: Tensor) -> Predictions:
