@@ -4,7 +4,8 @@
 
 Collects frames of a player that repeats its last action with probability 1/2 and else draws uniformly, trains the
 configuration's tokenizer on windows of them, and evaluates it on 6 × 32 windows of further frames, of other seeds,
-none across an episode's end. Prints a JSON line a measurement, the error of copying the last frame beside it.
+none across an episode's end. Prints a JSON line a measurement, the error of copying the last frame beside it;
+`chained_l2_…` is the error after so many frames each painted from the one painted before, with the real tokens.
 """
 
 from __future__ import annotations
@@ -28,22 +29,22 @@ from torch import Tensor
 from delta_iris.data.loader import WindowDataset, window_loader
 from delta_iris.data.replay import Replay, ReplayReader
 from delta_iris.data.sampler import WindowSampler
-from delta_iris.data.window import Window
+from delta_iris.data.window import Window, to_float
 from delta_iris.envs.vector import check_environment, make_vector_env
 from delta_iris.nn.acceleration import accelerated
 from delta_iris.nn.masked import Average
 from delta_iris.tokenizer import Tokenizer
 from delta_iris.tokenizer.quantizer import code_entropy
 
-FRAME, WINDOW = (64, 64, 3), 21
+WINDOW, CONTEXT, CHAIN = 21, 6, (1, 5, 15)
 
 
-def collect(folder: Path, frames: int, seed: int, num_envs: int) -> Replay:
+def collect(folder: Path, size: int, frames: int, seed: int, num_envs: int) -> Replay:
     """Frames of the lazy player, unless they are there."""
-    replay, generator = Replay(folder, FRAME, level=3), np.random.default_rng(seed)
+    replay, generator = Replay(folder, (size, size, 3), level=3), np.random.default_rng(seed)
     if replay.num_frames >= frames:
         return replay
-    envs = make_vector_env("delta_iris/Crafter-v1", {}, num_envs)
+    envs = make_vector_env("delta_iris/Crafter-v1", {"size": size}, num_envs)
     observations, _ = envs.reset(seed=seed)
     actions = generator.integers(17, size=num_envs)
     for _ in range(frames // num_envs):
@@ -59,9 +60,9 @@ def collect(folder: Path, frames: int, seed: int, num_envs: int) -> Replay:
     return replay
 
 
-def held_out_draws(folder: Path, window: int, batches: int, batch_size: int) -> list[list[tuple[int, int]]]:
+def held_out_draws(reader: ReplayReader, window: int, batches: int, batch_size: int) -> list[list[tuple[int, int]]]:
     """Windows that lie within an episode, each as likely."""
-    reader, generator = ReplayReader(folder, FRAME), np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     starts = [(e, s) for e in range(reader.num_episodes) for s in range(reader.length(e) - window + 1)]
     chosen = generator.choice(len(starts), (batches, batch_size), replace=False)
     return [[starts[i] for i in row] for row in chosen]
@@ -69,15 +70,21 @@ def held_out_draws(folder: Path, window: int, batches: int, batch_size: int) -> 
 
 def load_module(config: Path, name: str, changes: list[str], **sizes: Any) -> Any:
     """A module of a configuration, with some of its arguments changed (key=value in YAML)."""
-    part = yaml.safe_load(config.read_text())["model"][name]
+    content = yaml.safe_load(config.read_text())
+    part = content["model"][name]
     changed = {key: yaml.safe_load(value) for key, value in (item.split("=", 1) for item in changes)}
-    options = {"frame_size": (64, 64), "num_actions": 17} | part["init_args"] | changed | sizes
+    options = {"frame_size": content["data"]["frame_size"], "num_actions": 17} | part["init_args"] | changed | sizes
     module, class_name = part["class_path"].rsplit(".", 1)
     return getattr(importlib.import_module(module), class_name)(**options)
 
 
 def to_device(window: Window, device: torch.device) -> Window:
     return Window(*(field.to(device, non_blocking=True) for field in window))
+
+
+def half_precision(device: torch.device) -> torch.autocast:
+    """bf16 where there is a GPU; float32 on a CPU, as in training."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
 def train(
@@ -88,7 +95,7 @@ def train(
     optimizer, schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
     for batch in loader:
         started = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16), accelerated(device.type == "cuda"):
+        with half_precision(device), accelerated(device.type == "cuda"):
             losses = losses_of(to_device(batch, device))
             optimizer.zero_grad()
             losses["loss"].backward()
@@ -105,28 +112,49 @@ def train(
 class Frames:
     """Collected frames: batches to train on, and held-out windows."""
 
-    def __init__(self, folder: Path, frames: int, held_out_frames: int, num_envs: int, device: torch.device) -> None:
-        check_environment("delta_iris/Crafter-v1", {}, (64, 64), 17)
-        self.replay = collect(folder / "train", frames, 0, num_envs)
-        test = collect(folder / "test", held_out_frames, 1_000_000, num_envs)
-        dataset = WindowDataset(test.folder, FRAME, WINDOW)
-        draws = held_out_draws(test.folder, WINDOW, 6, 32)
+    def __init__(
+        self, folder: Path, size: int, frames: int, held_out_frames: int, num_envs: int, device: torch.device
+    ) -> None:
+        check_environment("delta_iris/Crafter-v1", {"size": size}, (size, size), 17)
+        self.shape = (size, size, 3)
+        self.replay = collect(folder / "train", size, frames, 0, num_envs)
+        test = collect(folder / "test", size, held_out_frames, 1_000_000, num_envs)
+        dataset = WindowDataset(test.folder, self.shape, WINDOW)
+        draws = held_out_draws(ReplayReader(test.folder, self.shape), WINDOW, 6, 32)
         self.held_out = [to_device(window, device) for window in map(dataset.__getitems__, draws)]
 
     def batches(self, steps: int, batch_size: int, num_workers: int) -> Iterable[Window]:
         sampler = WindowSampler(WINDOW, overhang_end=True, seed=0)
         draws = [sampler.draw(self.replay.lengths, batch_size, count=False) for _ in range(steps)]
-        dataset = WindowDataset(self.replay.folder, FRAME, WINDOW)
+        dataset = WindowDataset(self.replay.folder, self.shape, WINDOW)
         return window_loader(dataset, draws, num_workers, pin_memory=torch.cuda.is_available())
+
+
+@torch.no_grad()
+def chained(tokenizer: Tokenizer, window: Window, tokens: Tensor) -> dict[str, Average]:
+    """Squared errors of frames painted from their own predecessors, from `CONTEXT` real frames on."""
+    frames, codes, real = to_float(window.frames), tokenizer.quantizer.lookup(tokens), window.transitions
+    cache, known = tokenizer.start_decoding(len(frames)), CONTEXT - 1
+    tokenizer.decode(frames[:, :known], window.actions[:, :known], codes[:, :known], real[:, :known], cache)
+    frame, errors = frames[:, known], {}
+    for step in range(1, max(CHAIN) + 1):
+        at = slice(known + step - 1, known + step)
+        painted = tokenizer.decode(frame.unsqueeze(1), window.actions[:, at], codes[:, at], real[:, at], cache)
+        frame = painted[:, 0].float().clamp(0, 1)
+        if step in CHAIN:
+            error = (frame - frames[:, known + step]).square().mean((1, 2, 3))
+            errors[f"chained_l2_{step}"] = Average.of(error, window.valid[:, known + step])
+    return errors
 
 
 def evaluate(tokenizer: Tokenizer, windows: list[Window], device: torch.device) -> dict[str, float]:
     """Means over the held-out windows, and the entropy of all their codes together."""
     sums: dict[str, Average] = {}
     counts = torch.zeros(tokenizer.codebook_size, device=device)
-    with torch.autocast(device.type, torch.bfloat16):
+    with half_precision(device):
         for window in windows:
             values, tokens = tokenizer.evaluate(window)
+            values |= chained(tokenizer, window, tokens)
             for name, value in values.items():
                 sums[name] = sums[name] + value if name in sums else value
             counts += tokens[window.transitions].flatten().bincount(minlength=len(counts))
@@ -154,7 +182,9 @@ def prepared(args: argparse.Namespace) -> Iterator[tuple[Frames, Tokenizer, torc
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_float32_matmul_precision("high")
     with tempfile.TemporaryDirectory() as temporary:
-        data = Frames(args.folder or Path(temporary), args.frames, args.held_out_frames, args.num_envs, device)
+        size = yaml.safe_load(args.config.read_text())["data"]["frame_size"][0]
+        folder = args.folder or Path(temporary)
+        data = Frames(folder, size, args.frames, args.held_out_frames, args.num_envs, device)
         torch.manual_seed(args.seed)
         yield data, load_module(args.config, "tokenizer", args.set, window=WINDOW).to(device), device
 

@@ -13,7 +13,7 @@ import statistics
 from typing import Any
 
 import torch
-from tokenizer import WINDOW, Frames, arguments, evaluate, load_module, prepared, train
+from tokenizer import CONTEXT, WINDOW, Frames, arguments, evaluate, half_precision, load_module, prepared, train
 from torch import Tensor
 
 from delta_iris.callbacks.summary import count_parameters
@@ -21,8 +21,6 @@ from delta_iris.data.window import Window
 from delta_iris.held_out import HeldOut
 from delta_iris.tokenizer import Tokenizer
 from delta_iris.world_model import WorldModel
-
-CONTEXT = 6
 
 
 def tokens_of(tokenizer: Tokenizer, window: Window) -> tuple[Window, Tensor]:
@@ -33,7 +31,7 @@ def held_out_losses(
     world_model: WorldModel, tokenizer: Tokenizer, data: Frames, device: torch.device
 ) -> dict[str, float]:
     held_out = HeldOut(tokenizer, world_model, CONTEXT)
-    with torch.autocast(device.type, torch.bfloat16):
+    with half_precision(device):
         for window in data.held_out:
             held_out.update(window)
     return {name.split("/")[1]: round(float(value), 5) for name, value in held_out.compute().items()}

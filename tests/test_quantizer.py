@@ -66,6 +66,18 @@ def test_unused_codewords_become_vectors_of_the_batch() -> None:
     assert quantizer.usage[3] == 1 / 8
 
 
+def test_settled_codewords_are_revived_only_where_nothing_uses_them() -> None:
+    quantizer = VectorQuantizer(8, 4)
+    quantizer.settle()
+    quantizer.usage[3], quantizer.usage[4] = 0.05 / 8, 0.0005 / 8
+    rare = quantizer.codebook[3].clone()
+    unit = quantizer.codebook[[0, 1]].clone()
+    metrics = quantizer.update(unit, torch.tensor([0, 1]), torch.ones(2, dtype=torch.bool))
+    assert metrics["revived"] == 1
+    assert torch.equal(quantizer.codebook[3], rare)
+    assert any(torch.equal(quantizer.codebook[4], vector) for vector in unit)
+
+
 def test_revival_draws_from_all_real_vectors_and_only_those() -> None:
     torch.manual_seed(0)
     quantizer = VectorQuantizer(512, 4)

@@ -104,7 +104,9 @@ class DeltaIris(L.LightningModule):
         """Train this module from now on, on so many windows at a time (all of a batch where None)."""
         self.phase, self._micro_batch_size = phase, micro_batch_size
         self._sum, self._names, self._count, self.phase_metrics = None, [], 0, {}
-        if phase == "agent":
+        if phase == "world_model":
+            self.tokenizer.quantizer.settle()
+        elif phase == "agent":
             for copied in self._frozen or ():
                 copied.refresh()
 

@@ -29,10 +29,13 @@ class VectorQuantizer(nn.Module):
         decay: of a chosen codeword towards the mean of its vectors.
         usage_decay: of the running frequency of each codeword.
         revival_threshold: codewords used less than this share of 1/N become random vectors of the batch.
+        settled_threshold: takes its place once a world model has learned from the tokens, see `settle`.
     """
 
     codebook: Tensor
     usage: Tensor
+    threshold: Tensor
+    """(): the share that holds now."""
 
     def __init__(
         self,
@@ -41,12 +44,23 @@ class VectorQuantizer(nn.Module):
         decay: float = 0.99,
         usage_decay: float = 0.98,
         revival_threshold: float = 0.1,
+        settled_threshold: float = 0.001,
     ) -> None:
         super().__init__()
         self.codebook_size = codebook_size
-        self.decay, self.usage_decay, self.revival_threshold = decay, usage_decay, revival_threshold
+        self.decay, self.usage_decay, self.settled_threshold = decay, usage_decay, settled_threshold
         self.register_buffer("codebook", F.normalize(torch.randn(codebook_size, code_dim), dim=-1))
         self.register_buffer("usage", torch.full((codebook_size,), 1 / codebook_size))
+        # A tensor, for captured steps read it where it is.
+        self.register_buffer("threshold", torch.tensor(revival_threshold))
+
+    def settle(self) -> None:
+        """Revive from now on only codewords that are not used at all.
+
+        A revived codeword stands for what others stood for before, and a world model that knows those does not know
+        it: reviving the rare ones as well, as a young codebook needs, undid most of what one had learned.
+        """
+        self.threshold.fill_(self.settled_threshold)
 
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Nearest codewords by cosine.
@@ -95,7 +109,7 @@ class VectorQuantizer(nn.Module):
             codebook = torch.where(counts.unsqueeze(-1) > 0, F.normalize(moved, dim=-1), self.codebook)
             total = counts.sum().clamp(min=1)
             usage = self.usage_decay * self.usage + (1 - self.usage_decay) * counts / total
-            dead = (usage < self.revival_threshold / self.codebook_size) & (counts.sum() > 0)
+            dead = (usage < self.threshold / self.codebook_size) & (counts.sum() > 0)
             codebook = torch.where(dead.unsqueeze(-1), self._candidates(unit, mask), codebook)
             self.codebook.copy_(codebook)
             self.usage.copy_(torch.where(dead, 1 / self.codebook_size, usage))
