@@ -33,8 +33,8 @@ def test_two_hot_sums_to_one_over_two_neighbours(values: list[float], bins: int)
 @given(st.lists(floats, min_size=1, max_size=20))
 def test_the_mean_of_a_two_hot_is_the_value(values: list[float]) -> None:
     codec, x = SymlogTwoHot(), torch.tensor(values)
-    # A position up to 254 is rounded by up to 2^-18 bins of 0.16 symlog; the differences of neighbouring float32 bins, 17%
-    # of them, carry 2^-24 / 0.17.
+    # A position up to 254 is rounded by up to 2^-18 bins of 0.16 symlog; the differences of neighbouring float32 bins,
+    # 17% of them, carry 2^-24 / 0.17.
     torch.testing.assert_close(codec.mean(codec.two_hot(x).log()), x, rtol=2e-6, atol=1e-6)
 
 
