@@ -53,6 +53,8 @@ class CNNTokenizer(Tokenizer):
         frame_channels: channels of the decoder's features of the last frame.
         learning_rate, weight_decay, warmup_steps, gradient_clip: of the optimizer.
         loss_weights: weights of the terms of the loss, where not the defaults.
+        settled_threshold: share of uniform usage under which codewords are revived once a world model has trained; 0.1, as
+            before it, is the authors'.
 
     Raises:
         UserError: where frames, halvings and tokens do not fit together.
@@ -76,9 +78,10 @@ class CNNTokenizer(Tokenizer):
         warmup_steps: int = 0,
         gradient_clip: float = 10.0,
         loss_weights: LossWeights | None = None,
+        settled_threshold: float = 0.001,
     ) -> None:
         super().__init__(
-            VectorQuantizer(codebook_size, code_dim),
+            VectorQuantizer(codebook_size, code_dim, settled_threshold=settled_threshold),
             tokens_per_frame,
             window - 1,
             learning_rate,

@@ -270,6 +270,8 @@ class TransformerTokenizer(Tokenizer):
         difference, previous_patches, residual: see above.
         learning_rate, weight_decay, warmup_steps, gradient_clip: of the optimizer.
         loss_weights: weights of the terms of the loss, where not the defaults.
+        settled_threshold: share of uniform usage under which codewords are revived once a world model has trained; 0.1, as
+            before it, is the authors'.
 
     Raises:
         UserError: where patches, pooling and tokens do not fit together.
@@ -299,9 +301,10 @@ class TransformerTokenizer(Tokenizer):
         warmup_steps: int = 200,
         gradient_clip: float = 10.0,
         loss_weights: LossWeights | None = None,
+        settled_threshold: float = 0.001,
     ) -> None:
         super().__init__(
-            VectorQuantizer(codebook_size, code_dim),
+            VectorQuantizer(codebook_size, code_dim, settled_threshold=settled_threshold),
             tokens_per_frame,
             window - 1,
             learning_rate,
