@@ -270,8 +270,8 @@ class TransformerTokenizer(Tokenizer):
         difference, previous_patches, residual: see above.
         learning_rate, weight_decay, warmup_steps, gradient_clip: of the optimizer.
         loss_weights: weights of the terms of the loss, where not the defaults.
-        settled_threshold: share of uniform usage under which codewords are revived once a world model has trained; 0.1, as
-            before it, is the authors'.
+        settled_threshold: share of uniform usage under which codewords are revived once a world model has trained; the
+            authors' is 0.1, as before it.
 
     Raises:
         UserError: where patches, pooling and tokens do not fit together.
