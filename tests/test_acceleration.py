@@ -19,6 +19,7 @@ from delta_iris.nn.transformer import TILE, Transformer, block_mask, cached_atte
 from delta_iris.schedule import PHASES
 from delta_iris.system import DeltaIris
 from delta_iris.tokenizer import CNNTokenizer, Tokenizer
+from delta_iris.tokenizer.quantizer import GROWN_UP
 
 BATCH = 6
 
@@ -62,6 +63,14 @@ def test_parts_of_a_batch_give_what_the_whole_gives(phase: str, size: int) -> No
         torch.testing.assert_close(cut.metrics[name], value, atol=1e-5, rtol=1e-4, msg=name)
     for name, buffer in system.child(phase).named_buffers():
         torch.testing.assert_close(dict(cut.child(phase).named_buffers())[name], buffer, atol=1e-6, rtol=1e-5)
+
+
+def test_codewords_settle_when_a_world_model_begins_to_learn_them() -> None:
+    system = make_system()
+    system.tokenizer.quantizer.updates.fill_(GROWN_UP)
+    for phase, threshold in (("tokenizer", 0.1), ("world_model", 0.001), ("tokenizer", 0.001)):
+        system.begin_phase(phase)
+        assert float(system.tokenizer.quantizer.threshold) == pytest.approx(threshold)
 
 
 @pytest.mark.parametrize("phase", PHASES)

@@ -121,11 +121,6 @@ def test_a_checkpoint_holds_no_code(trained) -> None:
     assert len(content["optimizer_states"]) == 3
 
 
-def test_codewords_are_settled_once_a_world_model_has_trained(trained) -> None:
-    content = torch.load(trained[0] / "checkpoints" / "last.ckpt", weights_only=True)
-    assert float(content["state_dict"]["tokenizer.quantizer.threshold"]) == pytest.approx(0.001)
-
-
 def test_a_published_agent_plays_without_its_run(trained, tmp_path: Path, monkeypatch) -> None:
     folder, _ = trained
     checkpoint, agent = folder / "checkpoints" / "last.ckpt", tmp_path / "agent"

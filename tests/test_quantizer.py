@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from torch.nn import functional as F
 
-from delta_iris.tokenizer.quantizer import VectorQuantizer, code_entropy
+from delta_iris.tokenizer.quantizer import GROWN_UP, VectorQuantizer, code_entropy
 
 
 def test_tokens_are_the_nearest_codewords_by_cosine() -> None:
@@ -68,6 +69,7 @@ def test_unused_codewords_become_vectors_of_the_batch() -> None:
 
 def test_settled_codewords_are_revived_only_where_nothing_uses_them() -> None:
     quantizer = VectorQuantizer(8, 4)
+    quantizer.updates.fill_(GROWN_UP)
     quantizer.settle()
     quantizer.usage[3], quantizer.usage[4] = 0.05 / 8, 0.0005 / 8
     rare = quantizer.codebook[3].clone()
@@ -76,6 +78,18 @@ def test_settled_codewords_are_revived_only_where_nothing_uses_them() -> None:
     assert metrics["revived"] == 1
     assert torch.equal(quantizer.codebook[3], rare)
     assert any(torch.equal(quantizer.codebook[4], vector) for vector in unit)
+
+
+def test_a_young_codebook_does_not_settle() -> None:
+    quantizer = VectorQuantizer(8, 4)
+    unit = quantizer.codebook[[0, 1]].clone()
+    for _ in range(GROWN_UP - 1):
+        quantizer.update(unit, torch.tensor([0, 1]), torch.ones(2, dtype=torch.bool))
+    quantizer.settle()
+    assert float(quantizer.threshold) == pytest.approx(0.1)
+    quantizer.update(unit, torch.tensor([0, 1]), torch.ones(2, dtype=torch.bool))
+    quantizer.settle()
+    assert float(quantizer.threshold) == pytest.approx(0.001)
 
 
 def test_revival_draws_from_all_real_vectors_and_only_those() -> None:

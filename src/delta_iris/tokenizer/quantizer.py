@@ -13,6 +13,9 @@ from delta_iris.nn.distributed import world_size
 
 __all__ = ["VectorQuantizer", "code_entropy"]
 
+GROWN_UP = 500
+"""Updates after which a codebook may settle; finding an unused codeword takes the first threshold 114 of them."""
+
 
 def code_entropy(counts: Tensor) -> Tensor:
     """Entropy in bits of the code frequencies given by `counts` (N,)."""
@@ -36,6 +39,8 @@ class VectorQuantizer(nn.Module):
     usage: Tensor
     threshold: Tensor
     """(): the share that holds now."""
+    updates: Tensor
+    """(): how often the codebook has moved."""
 
     def __init__(
         self,
@@ -53,14 +58,16 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("usage", torch.full((codebook_size,), 1 / codebook_size))
         # A tensor, for captured steps read it where it is.
         self.register_buffer("threshold", torch.tensor(revival_threshold))
+        self.register_buffer("updates", torch.tensor(0))
 
     def settle(self) -> None:
-        """Revive from now on only codewords that are not used at all.
+        """Revive from now on only codewords that are not used at all, unless the codebook is still young.
 
         A revived codeword stands for what others stood for before, and a world model that knows those does not know
         it: reviving the rare ones as well, as a young codebook needs, undid most of what one had learned.
         """
-        self.threshold.fill_(self.settled_threshold)
+        settled = torch.full_like(self.threshold, self.settled_threshold)
+        self.threshold.copy_(torch.where(self.updates < GROWN_UP, self.threshold, settled))
 
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Nearest codewords by cosine.
@@ -113,6 +120,7 @@ class VectorQuantizer(nn.Module):
             codebook = torch.where(dead.unsqueeze(-1), self._candidates(unit, mask), codebook)
             self.codebook.copy_(codebook)
             self.usage.copy_(torch.where(dead, 1 / self.codebook_size, usage))
+            self.updates.add_(1)
         return {
             "codebook_entropy": code_entropy(counts),
             "codewords_in_use": (counts > 0).sum().float(),
