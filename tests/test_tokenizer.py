@@ -178,3 +178,16 @@ def test_a_tokenizer_trains_alone_under_a_plain_trainer(tmp_path) -> None:
     assert not torch.equal(tokenizer.quantizer.codebook, before.quantizer.codebook)
     assert not torch.equal(tokenizer.encoder.patch.weight, before.encoder.patch.weight)
     assert tokenizer._quantized == []
+
+
+def test_what_is_encoded_does_not_depend_on_where_in_the_window_it_stands(tokenizer) -> None:
+    """Time is relative: the same frames after padding, and without it."""
+    window = make_window()
+    window.valid[:, :3] = False
+    frames = to_float(window.frames)
+    with torch.no_grad():
+        padded = tokenizer.embed(frames, window.actions, window.valid)[:, 3:]
+        alone = tokenizer.embed(frames[:, 3:], window.actions[:, 3:], window.valid[:, 3:])
+    # Latents of a norm around four; their small differences are normalized, and rounding with them.
+    torch.testing.assert_close(padded, alone, atol=1e-3, rtol=1e-3)
+    assert alone.std() > 0.1

@@ -94,7 +94,7 @@ def test_stepping_with_a_cache_equals_the_whole_window(world_model, known: int) 
         whole = world_model.predict(window, tokens)
         cache = dynamics.start(frames[:, :known], window.actions[:, :known], tokens[:, :known], window.valid[:, :known])
         for t in range(known, FRAMES - 1):
-            token_logits, reward, end = dynamics.act(frames[:, t], window.actions[:, t], cache)
+            token_logits, reward, end = dynamics.act(dynamics.look(frames[:, t]), window.actions[:, t], cache)
             logits = [token_logits]
             for k in range(3):
                 logits.append(dynamics.next_token(tokens[:, t, k], cache))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from delta_iris.agent import Agent, ImaginedWindow
 from delta_iris.data.window import Window, to_float
+from delta_iris.nn.beside import beside
 from delta_iris.nn.sampling import sample
 from delta_iris.tokenizer import Tokenizer
 from delta_iris.world_model import WorldModel
@@ -39,6 +41,8 @@ class Imagination:
         self._tokens: list[Tensor]
         self._dynamics: DynamicsCache
         self._decoder: Any
+        # What dynamics and decoder see of the last frame, where they have begun to look at it.
+        self._seen: tuple[Callable[[], Tensor], Callable[[], Tensor]] | None = None
 
     @torch.no_grad()
     def reset(self, window: Window) -> Tensor:
@@ -66,6 +70,15 @@ class Imagination:
             self.tokenizer.decode(past, actions, codes, valid[:, :-1] & valid[:, 1:], self._decoder)
 
     @torch.no_grad()
+    def look(self) -> None:
+        """Begin to look at the last frame, beside whatever follows before the next `step`, which does it otherwise."""
+        frame, look_on, look_back = self._frames[-1], self.world_model.dynamics.look, self.tokenizer.look
+        self._seen = (
+            beside(lambda: look_on(frame), frame.device, 0),
+            beside(lambda: look_back(frame.unsqueeze(1)), frame.device, 1),
+        )
+
+    @torch.no_grad()
     def step(self, actions: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Act, (B,) int64.
 
@@ -79,8 +92,12 @@ class Imagination:
         """
         if len(self._frames) > self.tokenizer.max_transitions:
             self._forget()
+        if self._seen is None:
+            self.look()
+        assert self._seen is not None
+        (seen_ahead, seen_back), self._seen = self._seen, None
         dynamics, frame = self.world_model.dynamics, self._frames[-1]
-        token_logits, reward_logits, end_logits = dynamics.act(frame, actions, self._dynamics)
+        token_logits, reward_logits, end_logits = dynamics.act(seen_ahead(), actions, self._dynamics)
         chosen: list[Tensor] = []
         for k in range(self.tokenizer.tokens_per_frame):
             if k > 0:
@@ -94,6 +111,7 @@ class Imagination:
             self.tokenizer.quantizer.lookup(transition).unsqueeze(1),
             real.unsqueeze(1),
             self._decoder,
+            seen_back(),
         )
         next_frame = painted[:, 0].float().clamp(0, 1)
         self._frames.append(next_frame)
@@ -119,6 +137,8 @@ class Imagination:
         state = agent.network.burn_in(burn_in, window.valid[:, :-1])
         actions, rewards, ends = [], [], []
         for _ in range(agent.horizon):
+            # Three CNNs look at the same frame at the same time: the agent's too.
+            self.look()
             action, state = agent.act(frame, state)
             frame, reward, end = self.step(action)
             actions.append(action)

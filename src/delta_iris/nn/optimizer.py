@@ -1,4 +1,4 @@
-"""AdamW with a linear warm-up, as every module of the agent uses it."""
+"""AdamW and the learning rate's course, as every module of the agent uses them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,25 @@ __all__ = ["make_optimizer"]
 
 
 def make_optimizer(
-    module: nn.Module, learning_rate: float, weight_decay: float, warmup_steps: int
+    module: nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    warmup_steps: int,
+    final_learning_rate: float | None = None,
+    decay_steps: int = 0,
 ) -> tuple[torch.optim.AdamW, LambdaLR]:
-    """AdamW over the trainable parameters of `module`, and its warm-up (a step is an optimizer step).
+    """AdamW over the trainable parameters of `module`, and its learning rate's schedule.
 
-    Decay applies to the weights of linear layers only, never to biases, norms, embeddings or convolutions.
-    Without decay AdamW is Adam. On a GPU the fused kernel is used.
+    Weight decay applies to the weights of linear layers only, never to biases, norms, embeddings or convolutions.
+    Without it AdamW is Adam. On a GPU the fused kernel is used.
+
+    Args:
+        module: to train.
+        learning_rate: after the warm-up.
+        weight_decay: of linear layers.
+        warmup_steps: optimizer steps in which the learning rate rises to it, linearly.
+        final_learning_rate: what it falls to, linearly; it stays as it is where None.
+        decay_steps: optimizer steps until it has fallen, counted from the first.
     """
     decayed = {id(m.weight) for m in module.modules() if isinstance(m, nn.Linear)}
     parameters = [p for p in module.parameters() if p.requires_grad]
@@ -26,4 +39,10 @@ def make_optimizer(
     optimizer = torch.optim.AdamW(
         [group for group in groups if group["params"]], lr=learning_rate, fused=parameters[0].is_cuda
     )
-    return optimizer, LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (warmup_steps + 1)))
+    final = 1.0 if final_learning_rate is None else final_learning_rate / learning_rate
+
+    def scale(step: int) -> float:
+        fallen = min(1.0, step / decay_steps) if decay_steps else 1.0
+        return min(1.0, (step + 1) / (warmup_steps + 1)) * (1 + (final - 1) * fallen)
+
+    return optimizer, LambdaLR(optimizer, scale)

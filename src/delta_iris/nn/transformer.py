@@ -14,7 +14,19 @@ from delta_iris.nn.acceleration import is_accelerated, region
 from delta_iris.nn.cache import KVCache
 from delta_iris.nn.decoding import decode
 
-__all__ = ["Transformer", "autocast_dtype", "block_mask", "init_weights", "sparse_block_mask"]
+__all__ = [
+    "EMBEDDING_STD",
+    "Transformer",
+    "autocast_dtype",
+    "block_mask",
+    "init_weights",
+    "rotation",
+    "sparse_block_mask",
+]
+
+EMBEDDING_STD = 0.02
+"""Of all that is added up or stands side by side in a sequence before training (GPT-2's): what is louder drowns the
+rest until the rest has grown, and at a step of at most the learning rate that takes thousands of them."""
 
 SPARSE_LENGTH = 512
 """Tokens from which on attention over a whole window is worth leaving masked tiles out."""
@@ -36,7 +48,7 @@ def autocast_dtype(device: torch.device) -> torch.dtype:
 def init_weights(module: nn.Module) -> None:
     """GPT-2's initialization: normal weights of std 0.02, zero biases."""
     if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
+        nn.init.normal_(module.weight, std=EMBEDDING_STD)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
@@ -111,6 +123,26 @@ def _tile_lists(tiles: Tensor) -> tuple[Tensor, Tensor]:
     return tiles.sum(-1, dtype=torch.int32).unsqueeze(1), order.to(torch.int32).unsqueeze(1)
 
 
+def rotation(positions: Tensor, dim: int) -> Tensor:
+    """Cosines and sines of rotary positions (Su et al., 2021), (2, n, dim / 2), for `Transformer.forward`.
+
+    The longest wavelength is some 600 positions: windows are short.
+
+    Args:
+        positions: (n,) of each token.
+        dim: of an attention head, even.
+    """
+    frequencies = 100.0 ** (-torch.arange(0, dim, 2, device=positions.device) / dim)
+    angles = positions.unsqueeze(-1) * frequencies
+    return torch.stack([angles.cos(), angles.sin()])
+
+
+def _rotate(x: Tensor, rotary: Tensor) -> Tensor:
+    """Turn queries or keys (B, H, n, Dh) by their positions' angles."""
+    (cos, sin), (a, b) = rotary, x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)
+
+
 def cached_attention(qkv: Tensor, cache: KVCache, layer: int, mask: Tensor | None) -> Tensor:
     """Write new tokens to a layer's cache and attend to all that a mask allows; (B, n, 3, H, Dh) → (B, n, H, Dh)."""
     if mask is None:
@@ -132,9 +164,11 @@ class _Layer(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
     @region()
-    def forward(self, x: Tensor, mask: Tensor | BlockMask) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | BlockMask, rotary: Tensor | None) -> Tensor:
         """Attend within a window."""
         queries, keys, values = self.before(x).permute(2, 0, 3, 1, 4).unbind(0)
+        if rotary is not None:
+            queries, keys = _rotate(queries, rotary), _rotate(keys, rotary)
         if isinstance(mask, BlockMask):
             attended = flex_attention(queries, keys, values, block_mask=mask, kernel_options=FORWARD_TILES)
             assert isinstance(attended, Tensor)
@@ -199,18 +233,19 @@ class Transformer(nn.Module):
         dtype = autocast_dtype(valid.device)
         return KVCache(len(self.layers), self.heads, self.dim // self.heads, valid, block_size, within, dtype)
 
-    def forward(self, x: Tensor, mask: Tensor | BlockMask) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | BlockMask, rotary: Tensor | None = None) -> Tensor:
         """Transform the tokens of a window.
 
         Args:
-            x: (B, n, dim) embeddings, positions included.
+            x: (B, n, dim) embeddings, with positions added where they are not rotary.
             mask: from `block_mask` or `window_mask`; true where attention is allowed.
+            rotary: from `rotation`.
 
         Returns:
             (B, n, dim).
         """
         for layer in self.layers:
-            x = layer(x, mask)
+            x = layer(x, mask, rotary)
         return x
 
     def step(self, x: Tensor, cache: KVCache) -> Tensor:

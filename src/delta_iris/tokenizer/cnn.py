@@ -51,7 +51,8 @@ class CNNTokenizer(Tokenizer):
         channels, multipliers, halvings: of the CNNs; see `ConvEncoder`.
         latent_channels: channels of the map that the tokens are made of.
         frame_channels: channels of the decoder's features of the last frame.
-        learning_rate, weight_decay, warmup_steps, gradient_clip: of the optimizer.
+        learning_rate, weight_decay, warmup_steps, final_learning_rate, decay_steps, gradient_clip: of the optimizer;
+            see `make_optimizer`.
         loss_weights: weights of the terms of the loss, where not the defaults.
         settled_threshold: share of uniform usage under which codewords are revived once a world model has trained; the
             authors' is 0.1, as before it.
@@ -76,6 +77,8 @@ class CNNTokenizer(Tokenizer):
         learning_rate: float = 1e-4,
         weight_decay: float = 0.01,
         warmup_steps: int = 0,
+        final_learning_rate: float | None = None,
+        decay_steps: int = 0,
         gradient_clip: float = 10.0,
         loss_weights: LossWeights | None = None,
         settled_threshold: float = 0.001,
@@ -87,6 +90,8 @@ class CNNTokenizer(Tokenizer):
             learning_rate,
             weight_decay,
             warmup_steps,
+            final_learning_rate,
+            decay_steps,
             gradient_clip,
             loss_weights or {},
         )
@@ -115,16 +120,28 @@ class CNNTokenizer(Tokenizer):
         )
         return self.project(flat)
 
-    def decode(self, frames: Tensor, actions: Tensor, codes: Tensor, valid: Tensor, cache: None = None) -> Tensor:
+    def look(self, frames: Tensor) -> Tensor:
+        """See `Tokenizer.look`: features (B · n, c · h · w)."""
+        return self.frame(rearrange(frames, "b t c h w -> (b t) c h w"))
+
+    def decode(
+        self,
+        frames: Tensor,
+        actions: Tensor,
+        codes: Tensor,
+        valid: Tensor,
+        cache: None = None,
+        seen: Tensor | None = None,
+    ) -> Tensor:
         """See `Tokenizer.decode`; there is nothing to remember."""
         length = frames.shape[1]
         _, rows, columns = self.encoder.latent_shape
         size = {"h": rows, "w": columns}
-        seen = rearrange(self.frame(rearrange(frames, "b t c h w -> (b t) c h w")), "n (c h w) -> n c h w", **size)
+        looked = rearrange(self.look(frames) if seen is None else seen, "n (c h w) -> n c h w", **size)
         acted = rearrange(self.action(actions), "b t (c h w) -> (b t) c h w", **size)
         (i, j), (h, w) = self.grid, self.cell
         told = rearrange(self.code(codes), "b t (i j) (c h w) -> (b t) c (i h) (j w)", i=i, j=j, h=h, w=w)
-        painted = self.decoder(torch.cat([seen, acted.to(seen.dtype), told], dim=1))
+        painted = self.decoder(torch.cat([looked, acted.to(looked.dtype), told], dim=1))
         # The CNNs work on pixels from −1 to 1.
         return rearrange((painted + 1) / 2, "(b t) c h w -> b t c h w", t=length)
 

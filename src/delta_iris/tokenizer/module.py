@@ -41,7 +41,7 @@ class Tokenizer(L.LightningModule):
         quantizer: the codebook.
         tokens_per_frame: K, tokens a transition.
         max_transitions: longest window that `embed` and `decode` accept, in transitions.
-        learning_rate, weight_decay, warmup_steps: of AdamW; warm-up in optimizer steps.
+        learning_rate, weight_decay, warmup_steps, final_learning_rate, decay_steps: of AdamW; see `make_optimizer`.
         gradient_clip: largest gradient norm.
         loss_weights: of the terms `l1`, `l2`, `max_pixel` and `commitment`, where not the defaults.
     """
@@ -54,6 +54,8 @@ class Tokenizer(L.LightningModule):
         learning_rate: float,
         weight_decay: float,
         warmup_steps: int,
+        final_learning_rate: float | None,
+        decay_steps: int,
         gradient_clip: float,
         loss_weights: LossWeights,
     ) -> None:
@@ -63,6 +65,7 @@ class Tokenizer(L.LightningModule):
         self.codebook_size = quantizer.codebook_size
         self.max_transitions = max_transitions
         self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
+        self.final_learning_rate, self.decay_steps = final_learning_rate, decay_steps
         self.gradient_clip = gradient_clip
         unknown = set(loss_weights) - set(LOSS_WEIGHTS)
         if unknown:
@@ -88,7 +91,19 @@ class Tokenizer(L.LightningModule):
         """
 
     @abstractmethod
-    def decode(self, frames: Tensor, actions: Tensor, codes: Tensor, valid: Tensor, cache: Any | None = None) -> Tensor:
+    def look(self, frames: Tensor) -> Tensor:
+        """What `decode` sees of frames (B, n, 3, H, W) with its CNN; it takes nothing else to be computed ahead."""
+
+    @abstractmethod
+    def decode(
+        self,
+        frames: Tensor,
+        actions: Tensor,
+        codes: Tensor,
+        valid: Tensor,
+        cache: Any | None = None,
+        seen: Tensor | None = None,
+    ) -> Tensor:
         """Paint the frame that each of n transitions leads to.
 
         Args:
@@ -97,6 +112,7 @@ class Tokenizer(L.LightningModule):
             codes: (B, n, K, code dimension): codewords of the transition's tokens.
             valid: (B, n) bool: whether the transition is real.
             cache: from `start_decoding`; the transitions follow those decoded with it before.
+            seen: `look(frames)`, where it has been computed already.
 
         Returns:
             (B, n, 3, H, W), not clamped; the i-th depends on nothing later than the i-th transition.
@@ -163,6 +179,13 @@ class Tokenizer(L.LightningModule):
         return {name: Average.of(error, mask) for name, error in errors.items()}, tokens
 
     def configure_optimizers(self) -> Any:
-        """AdamW with warm-up; see `make_optimizer`."""
-        optimizer, schedule = make_optimizer(self, self.learning_rate, self.weight_decay, self.warmup_steps)
+        """AdamW; see `make_optimizer`."""
+        optimizer, schedule = make_optimizer(
+            self,
+            self.learning_rate,
+            self.weight_decay,
+            self.warmup_steps,
+            self.final_learning_rate,
+            self.decay_steps,
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -14,7 +14,7 @@ from delta_iris.errors import UserError
 from delta_iris.nn.acceleration import region
 from delta_iris.nn.cache import KVCache
 from delta_iris.nn.conv import FrameEncoder
-from delta_iris.nn.transformer import Transformer, init_weights
+from delta_iris.nn.transformer import EMBEDDING_STD, Transformer, init_weights, rotation
 from delta_iris.tokenizer.module import LossWeights, Tokenizer
 from delta_iris.tokenizer.quantizer import VectorQuantizer
 
@@ -69,31 +69,34 @@ def _from_patches(patches: Tensor, grid: Grid, size: int) -> Tensor:
 
 
 def _scaled(frames: Tensor) -> Tensor:
-    """Pixels from [0, 1] to [−2, 2], about unit variance, so that what is seen outweighs the position embeddings."""
+    """Pixels from [0, 1] to [−2, 2], about unit variance."""
     return (frames - 0.5) * 4
 
 
 def _patch_embedding(patch_size: int, dim: int) -> nn.Linear:
-    """Linear layer that gives unit-variance pixels unit variance: std 1/√(pixels of a patch) (1/√192 for 8×8)."""
+    """Linear layer that gives pixels of unit variance the scale of all embeddings."""
     layer = nn.Linear(3 * patch_size**2, dim)
-    nn.init.normal_(layer.weight, std=1 / math.sqrt(layer.in_features))
+    nn.init.normal_(layer.weight, std=EMBEDDING_STD / math.sqrt(layer.in_features))
     nn.init.zeros_(layer.bias)
     return layer
 
 
 def _positions(*shape: int) -> nn.Parameter:
-    return nn.Parameter(torch.randn(shape) * 0.02)
+    return nn.Parameter(torch.randn(shape) * EMBEDDING_STD)
 
 
 class _Encoder(nn.Module):
-    """Block t is [a_{t−1}, patches of x_t]; a token sees its whole block and all earlier ones."""
+    """Block t is [a_{t−1}, patches of x_t]; a token sees its whole block and all earlier ones.
+
+    Time is rotary: it is in what attends to what, and nowhere in the summaries. A time embedding that is added is most
+    of the difference of two summaries, and the codebook is then spent on numbering the frames of a window.
+    """
 
     def __init__(
         self,
         grids: list[Grid],
         patch_size: int,
         num_actions: int,
-        max_frames: int,
         dim: int,
         layers: Sequence[int],
         heads: int,
@@ -107,7 +110,6 @@ class _Encoder(nn.Module):
         self.action = nn.Embedding(num_actions + 1, dim)
         init_weights(self.action)
         self.within = _positions(1 + math.prod(grids[0]), dim)
-        self.time = _positions(max_frames, 1, dim)
         self.groups = nn.ModuleList(Transformer(dim, n, heads, depth=sum(layers)) for n in layers)
         self.project = nn.Linear(dim, code_dim)
         nn.init.normal_(self.project.weight, std=1 / math.sqrt(dim))
@@ -118,19 +120,20 @@ class _Encoder(nn.Module):
         # The first real frame of a window has no action before it, whatever the padding in front of it holds.
         known = F.pad(valid[:, :-1], (1, 0))
         previous = torch.where(known, F.pad(actions[:, :-1], (1, 0)), self.no_action)
-        x = self._blocks(frames, self.action(previous))
+        x, time = self._blocks(frames, self.action(previous)), torch.arange(length, device=frames.device)
         for index, group in enumerate(self.groups):
             assert isinstance(group, Transformer)
             if index > 0:
                 x = self._pool(x, self.grids[index - 1])
             block = x.shape[2]
-            x = group(x.flatten(1, 2), group.window_mask(valid, block)).unflatten(1, (length, block))
+            rotary = rotation(time.repeat_interleave(block), group.dim // group.heads)
+            x = group(x.flatten(1, 2), group.window_mask(valid, block), rotary).unflatten(1, (length, block))
         return self._summarize(x)
 
     @region()
     def _blocks(self, frames: Tensor, actions: Tensor) -> Tensor:
         patches = self.patch(_to_patches(_scaled(frames), self.patch_size))
-        return torch.cat([actions.unsqueeze(2), patches], dim=2) + self.within + self.time[: frames.shape[1]]
+        return torch.cat([actions.unsqueeze(2), patches], dim=2) + self.within
 
     @region()
     def _pool(self, x: Tensor, grid: Grid) -> Tensor:
@@ -176,10 +179,14 @@ class _Decoder(nn.Module):
         super().__init__()
         self.grids, self.patch_size, self.residual = grids[::-1], patch_size, residual
         self.max_transitions = max_transitions
-        self.frame = nn.Sequential(frame_encoder, nn.Linear(frame_encoder.num_features, dim), nn.LayerNorm(dim))
+        norm = nn.LayerNorm(dim)
+        nn.init.constant_(norm.weight, EMBEDDING_STD)
+        self.frame = nn.Sequential(frame_encoder, nn.Linear(frame_encoder.num_features, dim), norm)
         self.action = nn.Embedding(num_actions, dim)
-        init_weights(self.action)
+        # Codewords have unit length.
         self.code = nn.Linear(code_dim, dim)
+        for module in (self.action, self.code):
+            init_weights(module)
         self.within = _positions(2 + math.prod(self.grids[0]), dim)
         self.time = _positions(max_transitions, 1, dim)
         # Each copy of an upsampled token gets its own position.
@@ -200,8 +207,17 @@ class _Decoder(nn.Module):
         ]
         return DecoderCache(groups, valid)
 
+    def look(self, frames: Tensor) -> Tensor:
+        return self.frame(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+
     def forward(
-        self, frames: Tensor, actions: Tensor, codes: Tensor, valid: Tensor, cache: DecoderCache | None
+        self,
+        frames: Tensor,
+        actions: Tensor,
+        codes: Tensor,
+        valid: Tensor,
+        cache: DecoderCache | None,
+        seen: Tensor | None,
     ) -> Tensor:
         length = frames.shape[1]
         if cache is None:
@@ -210,8 +226,7 @@ class _Decoder(nn.Module):
             steps = slice(cache.position, cache.position + length)
             cache.valid[:, steps], time = valid, self.time[steps]
             cache.position += length
-        vectors = self.frame(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
-        x = self._blocks(vectors, self.action(actions), codes, time)
+        x = self._blocks(self.look(frames) if seen is None else seen, self.action(actions), codes, time)
         for index, group in enumerate(self.groups):
             assert isinstance(group, Transformer)
             if index > 0:
@@ -268,7 +283,8 @@ class TransformerTokenizer(Tokenizer):
         frame_channels: channels of the CNN that gives the decoder one vector a frame.
         frame_multipliers, frame_halvings: its blocks; see `FrameEncoder`.
         difference, previous_patches, residual: see above.
-        learning_rate, weight_decay, warmup_steps, gradient_clip: of the optimizer.
+        learning_rate, weight_decay, warmup_steps, final_learning_rate, decay_steps, gradient_clip: of the optimizer;
+            see `make_optimizer`.
         loss_weights: weights of the terms of the loss, where not the defaults.
         settled_threshold: share of uniform usage under which codewords are revived once a world model has trained; the
             authors' is 0.1, as before it.
@@ -299,6 +315,8 @@ class TransformerTokenizer(Tokenizer):
         learning_rate: float = 3e-4,
         weight_decay: float = 0.01,
         warmup_steps: int = 200,
+        final_learning_rate: float | None = None,
+        decay_steps: int = 0,
         gradient_clip: float = 10.0,
         loss_weights: LossWeights | None = None,
         settled_threshold: float = 0.001,
@@ -310,6 +328,8 @@ class TransformerTokenizer(Tokenizer):
             learning_rate,
             weight_decay,
             warmup_steps,
+            final_learning_rate,
+            decay_steps,
             gradient_clip,
             loss_weights or {},
         )
@@ -321,9 +341,7 @@ class TransformerTokenizer(Tokenizer):
         if dim % heads:
             raise UserError(f"model.tokenizer.init_args.dim {dim} is not a multiple of heads {heads}: change either")
         grids = pooled_grids(frame_size, patch_size, tokens_per_frame, len(encoder_layers))
-        self.encoder = _Encoder(
-            grids, patch_size, num_actions, window, dim, encoder_layers, heads, code_dim, difference
-        )
+        self.encoder = _Encoder(grids, patch_size, num_actions, dim, encoder_layers, heads, code_dim, difference)
         frame_encoder = FrameEncoder(frame_size, frame_channels, frame_multipliers, frame_halvings)
         self.decoder = _Decoder(
             grids,
@@ -343,11 +361,21 @@ class TransformerTokenizer(Tokenizer):
         """See `Tokenizer.embed`."""
         return self.encoder(frames, actions, valid)
 
+    def look(self, frames: Tensor) -> Tensor:
+        """See `Tokenizer.look`: a vector a frame, (B, n, dim)."""
+        return self.decoder.look(frames)
+
     def decode(
-        self, frames: Tensor, actions: Tensor, codes: Tensor, valid: Tensor, cache: DecoderCache | None = None
+        self,
+        frames: Tensor,
+        actions: Tensor,
+        codes: Tensor,
+        valid: Tensor,
+        cache: DecoderCache | None = None,
+        seen: Tensor | None = None,
     ) -> Tensor:
         """See `Tokenizer.decode`."""
-        return self.decoder(frames, actions, codes, valid, cache)
+        return self.decoder(frames, actions, codes, valid, cache, seen)
 
     def start_decoding(self, batch: int) -> DecoderCache:
         """See `Tokenizer.start_decoding`."""

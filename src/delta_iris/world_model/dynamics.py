@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from delta_iris.nn.acceleration import region
 from delta_iris.nn.cache import KVCache
 from delta_iris.nn.conv import FrameEncoder
-from delta_iris.nn.transformer import Transformer, block_mask, init_weights
+from delta_iris.nn.transformer import EMBEDDING_STD, Transformer, block_mask, init_weights
 
 __all__ = ["Dynamics", "DynamicsCache", "Predictions"]
 
@@ -72,11 +72,14 @@ class Dynamics(nn.Module):
         self.block_size = 2 + tokens_per_frame
         features = frame_encoder.num_features
         project = nn.Identity() if features == dim else nn.Linear(features, dim)
-        self.frame = nn.Sequential(frame_encoder, project, nn.LayerNorm(dim))
+        norm = nn.LayerNorm(dim)
+        # At full scale it would drown the positions: attention could not tell the present frame from earlier ones.
+        nn.init.constant_(norm.weight, EMBEDDING_STD)
+        self.frame = nn.Sequential(frame_encoder, project, norm)
         self.action = nn.Embedding(num_actions, dim)
         self.token = nn.Embedding(codebook_size, dim)
-        self.within = nn.Parameter(torch.randn(self.block_size, dim) * 0.02)
-        self.time = nn.Parameter(torch.randn(max_blocks, 1, dim) * 0.02)
+        self.within = nn.Parameter(torch.randn(self.block_size, dim) * EMBEDDING_STD)
+        self.time = nn.Parameter(torch.randn(max_blocks, 1, dim) * EMBEDDING_STD)
         self.transformer = Transformer(dim, layers, heads)
         self.norm = nn.LayerNorm(dim)
         self.token_head = _head(dim, codebook_size)
@@ -138,13 +141,17 @@ class Dynamics(nn.Module):
             self.transformer.step(x[:, :-1], cache.kv)
         return cache
 
-    def act(self, frames: Tensor, actions: Tensor, cache: DynamicsCache) -> tuple[Tensor, Tensor, Tensor]:
-        """Begin the next block: what happens after taking `actions` (B,) at `frames` (B, 3, H, W)?
+    def look(self, frames: Tensor) -> Tensor:
+        """Vectors (B, d) of frames (B, 3, H, W): all that `act` needs of them."""
+        return self._embed_frames(frames.unsqueeze(1)).squeeze(1)
+
+    def act(self, seen: Tensor, actions: Tensor, cache: DynamicsCache) -> tuple[Tensor, Tensor, Tensor]:
+        """Begin the next block: what happens after taking `actions` (B,) at the frames that `look` gave `seen` of?
 
         Returns:
             logits of the first token (B, N), of the reward's bins (B, bins) and of the end (B, 2).
         """
-        x = torch.stack([self._embed_frames(frames.unsqueeze(1)).squeeze(1), self.action(actions)], dim=1)
+        x = torch.stack([seen, self.action(actions)], dim=1)
         if cache.pending is None:
             x = x + self._places(2, cache)
         else:
