@@ -126,7 +126,7 @@ class _Encoder(nn.Module):
             if index > 0:
                 x = self._pool(x, self.grids[index - 1])
             block = x.shape[2]
-            rotary = rotation(time.repeat_interleave(block), group.dim // group.heads)
+            rotary = rotation(time.repeat_interleave(block, output_size=length * block), group.dim // group.heads)
             x = group(x.flatten(1, 2), group.window_mask(valid, block), rotary).unflatten(1, (length, block))
         return self._summarize(x)
 
