@@ -172,7 +172,11 @@ def main() -> None:
         for phase in PHASES:
             options[f"loop.{phase}.first_epoch_steps"] = 12
             options[f"loop.{phase}.steps"] = WARM_UP + 2 * args.steps + PROFILED + 1
-        TimedCLI(["fit", "--config", str(args.config), *(f"--{k}={v}" for k, v in options.items()), *further])
+        cli = TimedCLI(["fit", "--config", str(args.config), *(f"--{k}={v}" for k, v in options.items()), *further])
+    for phase in PHASES:
+        # A batch size given by hand: an epoch is as many windows all the same.
+        plan, batch_size = config["loop"][phase], cli.trainer.fit_loop.schedule.phase(phase).batch_size
+        plan["steps"], plan["batch_size"] = plan["steps"] * plan["batch_size"] / batch_size, batch_size
     report(args, config, clock, peak)
 
 
