@@ -264,16 +264,15 @@ def test_a_terminated_run_leaves_no_process_behind(tmp_path: Path) -> None:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def test_two_processes_train_together(tmp_path: Path) -> None:
-    told = fit("--trainer.devices", 2, cwd=tmp_path)
+@pytest.mark.parametrize("accelerator", ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
+def test_two_processes_train_together(tmp_path: Path, accelerator: str) -> None:
+    pair = ("--trainer.accelerator", accelerator, "--trainer.devices", 2, "--model.accelerate", False)
+    told = fit(*pair, cwd=tmp_path)
     assert "Done: 2 epochs, 700 frames" in told
     folder = tmp_path / "lightning_logs" / "quickstart" / "version_0"
     assert sorted(path.name for path in (folder / "replay").iterdir()) == ["rank_0", "rank_1"]
     assert len(list(folder.glob("events*"))) == 1
-    told = fit(
-        "--trainer.devices", 2, "--ckpt_path", folder / "checkpoints" / "last.ckpt", "--trainer.max_epochs", 3,
-        cwd=tmp_path,
-    )  # fmt: skip
+    told = fit(*pair, "--ckpt_path", folder / "checkpoints" / "last.ckpt", "--trainer.max_epochs", 3, cwd=tmp_path)
     assert "epoch 3/3  agent" in told
     told = fit("--ckpt_path", folder / "checkpoints" / "last.ckpt", "--trainer.max_epochs", 4, cwd=tmp_path, status=2)
     assert "resume with --trainer.devices 2" in told

@@ -41,9 +41,9 @@ class _SaveConfig(SaveConfigCallback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        # Asked on all processes alike: the first one tells the others.
+        # All processes must ask, and the first one answers for all: it may have written before another one looks.
         folder = trainer.log_dir
-        if folder is None or not (Path(folder) / self.config_filename).exists():
+        if not trainer.strategy.broadcast(folder is not None and (Path(folder) / self.config_filename).exists()):
             super().setup(trainer, pl_module, stage)
 
 
