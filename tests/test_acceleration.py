@@ -15,7 +15,7 @@ from delta_iris.nn.acceleration import accelerated
 from delta_iris.nn.cache import KVCache
 from delta_iris.nn.conv import ResidualBlock
 from delta_iris.nn.frozen import FrozenCopy
-from delta_iris.nn.transformer import TILE, Transformer, block_mask, cached_attention, sparse_block_mask
+from delta_iris.nn.transformer import TILE, Transformer, block_mask, cached_attention, rotation, sparse_block_mask
 from delta_iris.schedule import PHASES
 from delta_iris.system import DeltaIris
 from delta_iris.tokenizer import CNNTokenizer, Tokenizer
@@ -166,7 +166,8 @@ def test_sparse_attention_equals_dense_attention(full_precision) -> None:
     results = []
     for enabled in (False, True):
         with accelerated(enabled):
-            y = stack(x, stack.window_mask(valid, 65))
+            rotary = rotation(torch.arange(21, device="cuda").repeat_interleave(65), 64)
+            y = stack(x, stack.window_mask(valid, 65), rotary)
             y.square().mean().backward()
         results.append([y.detach(), x.grad, *(p.grad for p in stack.parameters())])
         x.grad = None

@@ -264,8 +264,12 @@ def test_a_terminated_run_leaves_no_process_behind(tmp_path: Path) -> None:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("accelerator", ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
+two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+
+
+@pytest.mark.parametrize("accelerator", ["cpu", pytest.param("gpu", marks=(pytest.mark.gpu, two_gpus))])
 def test_two_processes_train_together(tmp_path: Path, accelerator: str) -> None:
+    # Without compiling: how processes work together is what this is about.
     pair = ("--trainer.accelerator", accelerator, "--trainer.devices", 2, "--model.accelerate", False)
     told = fit(*pair, cwd=tmp_path)
     assert "Done: 2 epochs, 700 frames" in told
@@ -292,9 +296,13 @@ def test_another_environment_is_a_matter_of_configuration(tmp_path: Path, monkey
     assert "test/crafter_score" not in values
 
 
-def test_print_config_and_overrides() -> None:
-    told = run("fit", "--config", ROOT / "configs" / "crafter.yaml", "--data.window", 26, "--print_config", cwd=ROOT)
-    assert yaml.safe_load(told)["data"]["window"] == 26
+@pytest.mark.parametrize("name", ["crafter", "crafter_cnn"])
+def test_print_config_and_overrides(name: str) -> None:
+    stacked = ("--config", ROOT / "configs" / f"{name}.yaml", "--config", ROOT / "configs" / "short.yaml")
+    told = yaml.safe_load(run("fit", *stacked, "--data.window", 26, "--print_config", cwd=ROOT))
+    assert told["data"]["window"] == 26
+    assert told["trainer"]["max_epochs"] == 20
+    assert told["loop"]["tokenizer"]["batch_size"] == 32
 
 
 @pytest.mark.parametrize(
@@ -315,6 +323,8 @@ def test_print_config_and_overrides() -> None:
         (["--trainer.max_steps", 10], "trainer.max_steps 10 has no meaning here"),
         (["--model.tokenizer.init_args.loss_weights", "{l3: 1.0}"], "loss_weights has no l3"),
         (["--loop.collection.epsilon", 2], "epsilon 2.0 must lie between 0 and 1"),
+        (["--model.tokenizer.init_args.dim", 6], "dim 6 is not a multiple of twice heads 2"),
+        (["--model.tokenizer.init_args.final_fraction", 0.1], "final_fraction is 0.1 and decay_steps 0"),
     ],
 )
 def test_bad_input_is_told_in_a_line_before_anything_is_made(tmp_path: Path, arguments, told: str) -> None:

@@ -45,6 +45,19 @@ def test_imagined_steps_equal_the_whole_window_forward(tokenizer, world_model) -
     torch.testing.assert_close(torch.stack(rewards, 1), expected, atol=2e-4, rtol=1e-4)
 
 
+def test_a_new_start_forgets_what_was_looked_at(tokenizer, world_model) -> None:
+    actions, tokens = torch.zeros(3, dtype=torch.int64), torch.zeros(3, 4, dtype=torch.int64)
+    frames = []
+    for looked in (False, True):
+        imagination = Imagination(tokenizer, world_model, 4)
+        if looked:
+            imagination.reset(start_of(make_window(seed=1), 4))
+            imagination.look()
+        imagination.reset(start_of(make_window(), 4))
+        frames.append(imagination.step(actions, tokens)[0])
+    assert torch.equal(*frames)
+
+
 def test_imagination_goes_on_beyond_the_window(tokenizer, world_model) -> None:
     window = make_window()
     context = 4

@@ -8,7 +8,7 @@ from torch import nn
 from delta_iris.nn.optimizer import make_optimizer
 
 
-def rates(steps: int, *schedule: float | None) -> list[float]:
+def rates(steps: int, *schedule: float) -> list[float]:
     optimizer, course = make_optimizer(nn.Linear(2, 2), 0.4, 0.0, *schedule)
     found = []
     for _ in range(steps):
@@ -23,8 +23,8 @@ def test_the_learning_rate_rises_then_stays() -> None:
     assert rates(2, 0) == pytest.approx([0.4, 0.4])
 
 
-def test_it_falls_linearly_to_the_final_one() -> None:
-    assert rates(7, 0, 0.1, 4) == pytest.approx([0.4, 0.325, 0.25, 0.175, 0.1, 0.1, 0.1])
+def test_it_falls_linearly_to_a_fraction() -> None:
+    assert rates(7, 0, 0.25, 4) == pytest.approx([0.4, 0.325, 0.25, 0.175, 0.1, 0.1, 0.1])
     # While it still rises, both factors hold.
-    assert rates(3, 1, 0.1, 4)[0] == pytest.approx(0.2)
-    assert rates(3, 1, 0.1, 4)[1] == pytest.approx(0.325)
+    assert rates(3, 1, 0.25, 4)[0] == pytest.approx(0.2)
+    assert rates(3, 1, 0.25, 4)[1] == pytest.approx(0.325)

@@ -188,6 +188,6 @@ def test_what_is_encoded_does_not_depend_on_where_in_the_window_it_stands(tokeni
     with torch.no_grad():
         padded = tokenizer.embed(frames, window.actions, window.valid)[:, 3:]
         alone = tokenizer.embed(frames[:, 3:], window.actions[:, 3:], window.valid[:, 3:])
-    # Latents of a norm around four; their small differences are normalized, and rounding with them.
-    torch.testing.assert_close(padded, alone, atol=1e-3, rtol=1e-3)
+    # float32 sums in another order; latents of a norm around three.
+    torch.testing.assert_close(padded, alone, atol=1e-5, rtol=1e-4)
     assert alone.std() > 0.1

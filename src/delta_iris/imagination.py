@@ -56,6 +56,7 @@ class Imagination:
         """
         frames = to_float(window.frames)
         tokens = self.tokenizer.encode(frames, window.actions, window.valid)
+        self._seen = None
         self._frames, self._valid = list(frames.unbind(1)), list(window.valid.unbind(1))
         self._actions, self._tokens = list(window.actions[:, :-1].unbind(1)), list(tokens.unbind(1))
         self._fill_caches(frames[:, :-1], window.actions[:, :-1], tokens, window.valid)

@@ -14,7 +14,7 @@ def make_optimizer(
     learning_rate: float,
     weight_decay: float,
     warmup_steps: int,
-    final_learning_rate: float | None = None,
+    final_fraction: float = 1.0,
     decay_steps: int = 0,
 ) -> tuple[torch.optim.AdamW, LambdaLR]:
     """AdamW over the trainable parameters of `module`, and its learning rate's schedule.
@@ -24,11 +24,11 @@ def make_optimizer(
 
     Args:
         module: to train.
-        learning_rate: after the warm-up.
+        learning_rate: its two factors, of warm-up and of decay, multiply it.
         weight_decay: of linear layers.
-        warmup_steps: optimizer steps in which the learning rate rises to it, linearly.
-        final_learning_rate: what it falls to, linearly; it stays as it is where None.
-        decay_steps: optimizer steps until it has fallen, counted from the first.
+        warmup_steps: optimizer steps in which the first factor rises to 1, linearly.
+        final_fraction: what the second factor falls to, linearly from 1.
+        decay_steps: optimizer steps until it has, counted from the first.
     """
     decayed = {id(m.weight) for m in module.modules() if isinstance(m, nn.Linear)}
     parameters = [p for p in module.parameters() if p.requires_grad]
@@ -39,10 +39,9 @@ def make_optimizer(
     optimizer = torch.optim.AdamW(
         [group for group in groups if group["params"]], lr=learning_rate, fused=parameters[0].is_cuda
     )
-    final = 1.0 if final_learning_rate is None else final_learning_rate / learning_rate
 
     def scale(step: int) -> float:
-        fallen = min(1.0, step / decay_steps) if decay_steps else 1.0
-        return min(1.0, (step + 1) / (warmup_steps + 1)) * (1 + (final - 1) * fallen)
+        fallen = min(1.0, step / decay_steps) if decay_steps else 0.0
+        return min(1.0, (step + 1) / (warmup_steps + 1)) * (1 + (final_fraction - 1) * fallen)
 
     return optimizer, LambdaLR(optimizer, scale)

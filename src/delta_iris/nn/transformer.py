@@ -126,7 +126,7 @@ def _tile_lists(tiles: Tensor) -> tuple[Tensor, Tensor]:
 def rotation(positions: Tensor, dim: int) -> Tensor:
     """Cosines and sines of rotary positions (Su et al., 2021), (2, n, dim / 2), for `Transformer.forward`.
 
-    The longest wavelength is some 600 positions: windows are short.
+    Wavelengths are from 6 positions to some 600 for wide heads, fewer for narrow ones: windows are short.
 
     Args:
         positions: (n,) of each token.

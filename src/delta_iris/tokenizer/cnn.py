@@ -51,7 +51,7 @@ class CNNTokenizer(Tokenizer):
         channels, multipliers, halvings: of the CNNs; see `ConvEncoder`.
         latent_channels: channels of the map that the tokens are made of.
         frame_channels: channels of the decoder's features of the last frame.
-        learning_rate, weight_decay, warmup_steps, final_learning_rate, decay_steps, gradient_clip: of the optimizer;
+        learning_rate, weight_decay, warmup_steps, final_fraction, decay_steps, gradient_clip: of the optimizer;
             see `make_optimizer`.
         loss_weights: weights of the terms of the loss, where not the defaults.
         settled_threshold: share of uniform usage under which codewords are revived once a world model has trained; the
@@ -77,7 +77,7 @@ class CNNTokenizer(Tokenizer):
         learning_rate: float = 1e-4,
         weight_decay: float = 0.01,
         warmup_steps: int = 0,
-        final_learning_rate: float | None = None,
+        final_fraction: float = 1.0,
         decay_steps: int = 0,
         gradient_clip: float = 10.0,
         loss_weights: LossWeights | None = None,
@@ -90,7 +90,7 @@ class CNNTokenizer(Tokenizer):
             learning_rate,
             weight_decay,
             warmup_steps,
-            final_learning_rate,
+            final_fraction,
             decay_steps,
             gradient_clip,
             loss_weights or {},

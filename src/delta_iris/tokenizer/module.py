@@ -41,7 +41,7 @@ class Tokenizer(L.LightningModule):
         quantizer: the codebook.
         tokens_per_frame: K, tokens a transition.
         max_transitions: longest window that `embed` and `decode` accept, in transitions.
-        learning_rate, weight_decay, warmup_steps, final_learning_rate, decay_steps: of AdamW; see `make_optimizer`.
+        learning_rate, weight_decay, warmup_steps, final_fraction, decay_steps: of AdamW; see `make_optimizer`.
         gradient_clip: largest gradient norm.
         loss_weights: of the terms `l1`, `l2`, `max_pixel` and `commitment`, where not the defaults.
     """
@@ -54,7 +54,7 @@ class Tokenizer(L.LightningModule):
         learning_rate: float,
         weight_decay: float,
         warmup_steps: int,
-        final_learning_rate: float | None,
+        final_fraction: float,
         decay_steps: int,
         gradient_clip: float,
         loss_weights: LossWeights,
@@ -65,8 +65,13 @@ class Tokenizer(L.LightningModule):
         self.codebook_size = quantizer.codebook_size
         self.max_transitions = max_transitions
         self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
-        self.final_learning_rate, self.decay_steps = final_learning_rate, decay_steps
+        self.final_fraction, self.decay_steps = final_fraction, decay_steps
         self.gradient_clip = gradient_clip
+        if not 0 <= final_fraction <= 1 or decay_steps < 0 or (final_fraction < 1) != (decay_steps > 0):
+            raise UserError(
+                f"model.tokenizer.init_args.final_fraction is {final_fraction} and decay_steps {decay_steps}: give a "
+                "fraction from 0 to 1 and the number of steps in which the learning rate falls to it, or neither"
+            )
         unknown = set(loss_weights) - set(LOSS_WEIGHTS)
         if unknown:
             raise UserError(
@@ -92,7 +97,7 @@ class Tokenizer(L.LightningModule):
 
     @abstractmethod
     def look(self, frames: Tensor) -> Tensor:
-        """What `decode` sees of frames (B, n, 3, H, W) with its CNN; it takes nothing else to be computed ahead."""
+        """What `decode` sees of frames (B, n, 3, H, W) with its CNN, in the shape that it takes as `seen`."""
 
     @abstractmethod
     def decode(
@@ -185,7 +190,7 @@ class Tokenizer(L.LightningModule):
             self.learning_rate,
             self.weight_decay,
             self.warmup_steps,
-            self.final_learning_rate,
+            self.final_fraction,
             self.decay_steps,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

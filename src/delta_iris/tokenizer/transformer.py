@@ -283,7 +283,7 @@ class TransformerTokenizer(Tokenizer):
         frame_channels: channels of the CNN that gives the decoder one vector a frame.
         frame_multipliers, frame_halvings: its blocks; see `FrameEncoder`.
         difference, previous_patches, residual: see above.
-        learning_rate, weight_decay, warmup_steps, final_learning_rate, decay_steps, gradient_clip: of the optimizer;
+        learning_rate, weight_decay, warmup_steps, final_fraction, decay_steps, gradient_clip: of the optimizer;
             see `make_optimizer`.
         loss_weights: weights of the terms of the loss, where not the defaults.
         settled_threshold: share of uniform usage under which codewords are revived once a world model has trained; the
@@ -315,7 +315,7 @@ class TransformerTokenizer(Tokenizer):
         learning_rate: float = 3e-4,
         weight_decay: float = 0.01,
         warmup_steps: int = 200,
-        final_learning_rate: float | None = None,
+        final_fraction: float = 1.0,
         decay_steps: int = 0,
         gradient_clip: float = 10.0,
         loss_weights: LossWeights | None = None,
@@ -328,7 +328,7 @@ class TransformerTokenizer(Tokenizer):
             learning_rate,
             weight_decay,
             warmup_steps,
-            final_learning_rate,
+            final_fraction,
             decay_steps,
             gradient_clip,
             loss_weights or {},
@@ -338,8 +338,11 @@ class TransformerTokenizer(Tokenizer):
                 f"model.tokenizer.init_args.encoder_layers has {len(encoder_layers)} groups and decoder_layers "
                 f"{len(decoder_layers)}: give both the same number"
             )
-        if dim % heads:
-            raise UserError(f"model.tokenizer.init_args.dim {dim} is not a multiple of heads {heads}: change either")
+        if dim % (2 * heads):
+            raise UserError(
+                f"model.tokenizer.init_args.dim {dim} is not a multiple of twice heads {heads}, as rotary time needs: "
+                "change either"
+            )
         grids = pooled_grids(frame_size, patch_size, tokens_per_frame, len(encoder_layers))
         self.encoder = _Encoder(grids, patch_size, num_actions, dim, encoder_layers, heads, code_dim, difference)
         frame_encoder = FrameEncoder(frame_size, frame_channels, frame_multipliers, frame_halvings)
