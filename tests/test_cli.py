@@ -17,6 +17,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from delta_iris import published
+from delta_iris.cli import main
 from delta_iris.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -327,8 +328,17 @@ def test_print_config_and_overrides(name: str) -> None:
         (["--model.tokenizer.init_args.final_fraction", 0.1], "final_fraction is 0.1 and decay_steps 0"),
     ],
 )
-def test_bad_input_is_told_in_a_line_before_anything_is_made(tmp_path: Path, arguments, told: str) -> None:
-    printed = fit(*arguments, cwd=tmp_path, status=2)
+def test_bad_input_is_told_in_a_line_before_anything_is_made(
+    tmp_path: Path, monkeypatch, capfd, arguments, told: str
+) -> None:
+    # The command's own function in this process: starting one for each would take minutes.
+    configs = ("--config", ROOT / "configs" / "quickstart.yaml", "--config", TINY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["delta-iris", "fit", *map(str, (*configs, *arguments))])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    printed = "".join(capfd.readouterr())
     assert told in printed
     assert "Traceback" not in printed
     assert not list(tmp_path.rglob("*.bin"))
