@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+# Two tests at a time, and processes of their own: a core each. Before PyTorch reads it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 
