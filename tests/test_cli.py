@@ -209,6 +209,7 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_the_run_finishes(tmp_path: Path, 
     assert process.returncode == 130, told
     assert "Traceback" not in told
     assert "interrupted.ckpt" in told
+    assert "defaulting to" not in told  # what the checkpoint holds is no question to the user
     folder = tmp_path / "lightning_logs" / "quickstart" / "version_0"
     shorter = () if "collect" in moment else longer
     told = fit("--ckpt_path", folder / "checkpoints" / "interrupted.ckpt", *shorter, cwd=tmp_path)

@@ -292,7 +292,7 @@ class CollectTrainLoop(_FitLoop):
     def _save_interrupted(self) -> None:
         folder = Path(self.trainer.log_dir or self.trainer.default_root_dir) / "checkpoints"
         self.interrupted_checkpoint = folder / "interrupted.ckpt"
-        self.trainer.save_checkpoint(self.interrupted_checkpoint)
+        self.trainer.save_checkpoint(self.interrupted_checkpoint, weights_only=False)
         rank_zero_info(f"\nStopped in epoch {self.trainer.current_epoch + 1}. Resume with:")
         rank_zero_info(f"  --ckpt_path {self.interrupted_checkpoint}")
 
