@@ -51,4 +51,4 @@ def test_it_learns_to_play_nearly_perfectly(tmp_path, seed: int) -> None:
 @pytest.mark.parametrize("module", ["tokenizer", "world_model", "agent"])
 def test_it_does_not_where_one_of_the_three_never_learns(tmp_path, module: str) -> None:
     frozen = (f"--loop.{module}.steps", 0, f"--loop.{module}.first_epoch_steps", 0)
-    assert play(tmp_path, *frozen) < 0.6 * OPTIMAL
+    assert play(tmp_path, *frozen) < 0.5 * OPTIMAL
