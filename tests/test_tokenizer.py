@@ -191,3 +191,16 @@ def test_what_is_encoded_does_not_depend_on_where_in_the_window_it_stands(tokeni
     # float32 sums in another order; latents of a norm around three.
     torch.testing.assert_close(padded, alone, atol=1e-5, rtol=1e-4)
     assert alone.std() > 0.1
+
+
+def test_the_encoder_knows_the_order_of_earlier_frames() -> None:
+    """By rotary time alone: one layer with nothing of time sees earlier frames as a set."""
+    tokenizer, window = make_tokenizer(encoder_layers=(1, 0, 0)), make_window()
+    frames, swapped = to_float(window.frames), to_float(window.frames)
+    swapped[:, [1, 2]] = swapped[:, [2, 1]]
+    actions = torch.zeros_like(window.actions)
+    with torch.no_grad():
+        # Attention that chooses: at first it takes nearly the same of all.
+        tokenizer.encoder.groups[0].layers[0].qkv.weight.mul_(20)
+        latents, others = (tokenizer.embed(each, actions, window.valid)[:, 3:] for each in (frames, swapped))
+    assert (latents - others).abs().max() > 1e-4
