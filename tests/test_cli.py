@@ -303,7 +303,7 @@ def test_print_config_and_overrides(name: str) -> None:
     stacked = ("--config", ROOT / "configs" / f"{name}.yaml", "--config", ROOT / "configs" / "short.yaml")
     told = yaml.safe_load(run("fit", *stacked, "--data.window", 26, "--print_config", cwd=ROOT))
     assert told["data"]["window"] == 26
-    assert told["trainer"]["max_epochs"] == 20
+    assert told["trainer"]["max_epochs"] == 24
     assert told["loop"]["tokenizer"]["batch_size"] == 32
 
 
