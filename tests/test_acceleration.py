@@ -99,7 +99,7 @@ def test_sparse_masks_allow_what_dense_ones_do(frames: int, block: int) -> None:
     valid = torch.ones(5, frames, dtype=torch.bool)
     valid[0, : frames // 2], valid[1, 2:], valid[2, 0], valid[3] = False, False, False, False
     length = frames * block
-    dense = block_mask(valid, block, within="block")[:, 0]
+    dense = block_mask(valid, block, within="block")[:, 0, :, :length]
     sparse = sparse_block_mask(valid, block)
     index = torch.arange(length)
     rows = torch.arange(len(valid)).view(-1, 1, 1)

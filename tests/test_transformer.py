@@ -1,10 +1,11 @@
-"""Rotary positions: scores know how far apart tokens are, and nothing else of where they stand."""
+"""Rotary positions: scores know how far apart tokens are, and nothing else of where they stand; masks."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from delta_iris.nn.transformer import _rotate, rotation
+from delta_iris.nn.transformer import KEY_MULTIPLE, Transformer, _rotate, block_mask, rotation
 
 
 def test_scores_depend_on_distances_alone() -> None:
@@ -25,3 +26,16 @@ def test_scores_depend_on_distances_alone() -> None:
 def test_the_first_position_turns_nothing() -> None:
     x = torch.randn(1, 1, 1, 8)
     assert torch.equal(_rotate(x, rotation(torch.zeros(1, dtype=torch.int64), 8)), x)
+
+
+@pytest.mark.parametrize("frames", [1, 3, 8, 21])
+def test_keys_are_filled_up_to_a_multiple_with_some_that_nobody_sees(frames: int) -> None:
+    torch.manual_seed(0)
+    valid, length = torch.ones(2, frames, dtype=torch.bool), frames * 5
+    mask = block_mask(valid, 5, within="block")
+    assert mask.shape[-1] % KEY_MULTIPLE == 0
+    assert mask.shape[2:] == (length, -(-length // KEY_MULTIPLE) * KEY_MULTIPLE)
+    assert not mask[..., length:].any()
+    stack, x = Transformer(16, 2, 2).double(), torch.randn(2, length, 16, dtype=torch.float64)
+    # A softmax over a few more keys, none of which counts; in float64 sums in another order hardly show.
+    torch.testing.assert_close(stack(x, mask), stack(x, mask[..., :length]), atol=1e-14, rtol=1e-12)

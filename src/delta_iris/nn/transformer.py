@@ -34,6 +34,12 @@ SPARSE_LENGTH = 512
 TILE = 128
 """Side of a tile, in tokens."""
 
+KEY_MULTIPLE = 8
+"""Keys of a dense mask are filled up to a multiple of this with some that nobody sees. PyTorch's kernels read the
+rows of a mask in pieces of 8; compiled code makes room for others itself, and does not write to it. The likely cause of
+this: on an H100 (PyTorch 2.11), compiled and captured, attention over 153 tokens had a wrong gradient, over 144 a right
+one."""
+
 FORWARD_TILES: Any = {"fwd_BLOCK_M": 64, "fwd_BLOCK_N": 64, "fwd_num_warps": 4, "fwd_num_stages": 3}
 """Of several tried on an H200 (1,365 tokens, 32 × 8 heads): 0.41 ms where PyTorch's own choice takes 0.53."""
 
@@ -66,14 +72,15 @@ def block_mask(
         block_size: tokens a block.
         within: `"block"` (a token sees its whole block) or `"token"` (causal token by token).
         queries: sequence positions of the n queries, where they are not the whole sequence.
-        keys: number of keys, T · block_size by default; what a cache has beyond that is never seen.
+        keys: number of keys, by default the next multiple of `KEY_MULTIPLE` from T · block_size on; those beyond that
+            are never seen.
 
     Returns:
         (B, 1, n, keys) booleans, true where attention is allowed.
     """
     total = valid.shape[1] * block_size
-    key = torch.arange(keys or total, device=valid.device)
-    query = (key if queries is None else key[queries]).unsqueeze(1)
+    key = torch.arange(keys or -(-total // KEY_MULTIPLE) * KEY_MULTIPLE, device=valid.device)
+    query = (key[:total] if queries is None else key[queries]).unsqueeze(1)
     key_block, query_block = key // block_size, query // block_size
     order = query_block >= key_block if within == "block" else query >= key
     key_valid = valid.repeat_interleave(block_size, dim=1, output_size=total)
@@ -173,6 +180,8 @@ class _Layer(nn.Module):
             attended = flex_attention(queries, keys, values, block_mask=mask, kernel_options=FORWARD_TILES)
             assert isinstance(attended, Tensor)
         else:
+            beyond = (0, 0, 0, mask.shape[-1] - keys.shape[-2])
+            keys, values = F.pad(keys, beyond), F.pad(values, beyond)
             attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
         return self.after(x, attended.transpose(1, 2))
 
