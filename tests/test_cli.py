@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image, ImageSequence
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from delta_iris import published
@@ -111,7 +112,13 @@ def test_the_trained_agent_can_be_tested(trained) -> None:
     assert written["xs"] == [700] * 4
     assert len(written["achievements"]) == 22
     new = [path for path in sorted(folder.parent.rglob("*")) if path not in before]
-    assert new == [folder / "evaluation", folder / "evaluation" / "last.json"]
+    evaluation = folder / "evaluation"
+    assert new == [evaluation, evaluation / "last.gif", evaluation / "last.json"]
+    with Image.open(evaluation / "last.gif") as animation:
+        # A tenth of a second a step, of which those that look the same are one picture.
+        tenths = sum(picture.info["duration"] for picture in ImageSequence.Iterator(animation)) // 100
+        assert tenths in written["length"]
+        assert animation.size == (256, 256)
     told = run("validate", "--config", folder / "config.yaml", "--ckpt_path", checkpoint, cwd=folder.parents[2])
     assert "held_out/tokenizer_copy_l2" in told
 

@@ -14,13 +14,15 @@ from delta_iris.callbacks.phases import PhaseCallback, Rollout, Training
 from delta_iris.checkpoint import run_folder
 from delta_iris.data.collector import Episode
 from delta_iris.evaluation import Evaluation, crafter_run, evaluate_episodes
+from delta_iris.recording import write_gif
 
 __all__ = ["EpisodeStatistics"]
 
 
 class EpisodeStatistics(PhaseCallback):
     """Return, length, objectives, success rates and score: of training episodes as `train/…`, of test episodes as
-    `test/…`, against the frames collected so far. `test` also prints them and writes them as JSON.
+    `test/…`, against the frames collected so far. `test` also prints them, writes them as JSON and, to watch, the first
+    episode as a GIF of the same name (the worlds are the same each time).
 
     The JSON is a run in Crafter's own format, which its analysis scripts read, with the summary beside it.
 
@@ -75,4 +77,6 @@ class EpisodeStatistics(PhaseCallback):
         } | evaluation.to_dict()
         lines = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in (summary | run).items()]
         path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-        print(f"\n{evaluation.table()}\n\nWritten to {path}", flush=True)
+        seen, animation = trainer.datamodule.held_out(), path.with_suffix(".gif")  # type: ignore[attr-defined]
+        write_gif(animation, seen.read(0, 0, seen.length(0)).frames)
+        print(f"\n{evaluation.table()}\n\nWritten to {path}; its first episode, to watch: {animation}", flush=True)

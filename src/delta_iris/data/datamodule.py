@@ -226,6 +226,11 @@ class ReplayDataModule(L.LightningDataModule):
         replay.close()
         return played
 
+    def held_out(self) -> ReplayReader:
+        """The test episodes that this process played last."""
+        assert self._held_out is not None, "test episodes are played before they are read"
+        return ReplayReader(Path(self._held_out.name) / "replay", self.frame_shape)
+
     # --- serving windows ---
 
     def phase_loader(
@@ -336,14 +341,13 @@ class _HeldOutBatches(torch.utils.data.Dataset[Window]):
     def __getitem__(self, index: int) -> Window:
         if index >= len(self):
             raise IndexError(index)
-        data = self._data
-        assert data._held_out is not None, "test episodes are played before held-out windows are read"
-        dataset = WindowDataset(Path(data._held_out.name) / "replay", data.frame_shape, data.window)
-        return dataset.__getitems__(self._draw(dataset, np.random.default_rng(index)))
+        data, reader = self._data, self._data.held_out()
+        dataset = WindowDataset(reader.folder, data.frame_shape, data.window)
+        return dataset.__getitems__(self._draw(reader, np.random.default_rng(index)))
 
-    def _draw(self, dataset: WindowDataset, generator: np.random.Generator) -> list[tuple[int, int]]:
-        reader = ReplayReader(dataset.folder, dataset.frame_shape)
-        windows = np.array([max(1, reader.length(e) - dataset.length + 1) for e in range(reader.num_episodes)])
+    def _draw(self, reader: ReplayReader, generator: np.random.Generator) -> list[tuple[int, int]]:
+        lengths = [reader.length(episode) for episode in range(reader.num_episodes)]
+        windows = np.array([max(1, length - self._data.window + 1) for length in lengths])
         last = np.cumsum(windows)
         draws = generator.integers(last[-1], size=self._data.val_batch_size)
         episodes = np.searchsorted(last, draws, side="right")

@@ -1,0 +1,26 @@
+"""Episodes to look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+__all__ = ["write_gif"]
+
+MILLISECONDS = 100
+
+
+def write_gif(path: Path, frames: NDArray[np.uint8], height: int = 256) -> None:
+    """Write frames as an animation, ten a second, without end.
+
+    Args:
+        path: of the GIF, which replaces what is there.
+        frames: (T, H, W, 3).
+        height: frames are enlarged by a whole number, to at most so many pixels.
+    """
+    scale = max(1, height // frames.shape[1])
+    pictures = [Image.fromarray(frame.repeat(scale, 0).repeat(scale, 1)) for frame in frames]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=MILLISECONDS, loop=0)
