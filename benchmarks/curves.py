@@ -95,9 +95,9 @@ def draw(path: Path, curves: dict[str, list[Point]], clock: Clock) -> None:
     def plot(axis: pyplot.Axes, tags: dict[str, str], *, hours: bool = False, title: str) -> None:
         for tag, label in tags.items():
             points = curves.get(tag, [])
-            x = [(p.wall - clock.start) / 3600 if hours else clock.frames(p.wall) for p in points]
+            x = [(p.wall - clock.start) / 3600 if hours else clock.frames(p.wall) / 1000 for p in points]
             axis.plot(x, [p.value for p in points], label=label, marker="o" if len(points) < 20 else None)
-        axis.set(title=title, xlabel="hours" if hours else "frames collected")
+        axis.set(title=title, xlabel="hours" if hours else "thousand frames collected")
         if axis.lines:
             axis.legend(fontsize=8)
 

@@ -172,6 +172,20 @@ def test_a_published_agent_plays_without_its_run(trained, tmp_path: Path, monkey
         published.load_published(agent)
 
 
+def test_the_agent_in_the_repository_plays(tmp_path: Path) -> None:
+    agent = ROOT / "pretrained" / "crafter_cnn"
+    few = ("--data.num_test_envs", 2, "--data.test_episodes", 2, "--data.environment_options", "{length: 100}")
+    told = run(
+        *("test", "--config", agent / "config.yaml", "--ckpt_path", agent, "--trainer.limit_test_batches", 0, *few),
+        cwd=tmp_path,
+    )
+    assert "Crafter score" in told
+    written = json.loads((tmp_path / "evaluation" / "crafter_cnn.json").read_text())
+    # It does so in every episode; a random player in fewer than half, though they last longer.
+    assert min(written["achievement_collect_sapling"]) > 0
+    assert (tmp_path / "evaluation" / "crafter_cnn.gif").is_file()
+
+
 def test_a_finished_run_can_be_continued_in_its_folder(trained) -> None:
     folder, _ = trained
     cwd = folder.parents[2]

@@ -36,7 +36,7 @@ TILE = 128
 
 KEY_MULTIPLE = 8
 """Keys of a dense mask are filled up to a multiple of this with some that nobody sees. PyTorch's kernels read the
-rows of a mask in pieces of 8; compiled code makes room for others itself, and does not write to it. The likely cause of
+rows of a mask in pieces of 8; compiled code makes room for others itself, and does not write to it. A possible cause of
 this: on an H100 (PyTorch 2.11), compiled and captured, attention over 153 tokens had a wrong gradient, over 144 a right
 one."""
 
