@@ -3,8 +3,8 @@
     python benchmarks/agent.py --entropy_weight 0.001 0.01
 
 64 games are played on, 15 steps an update, with frames of 36 × 36 pixels and a small CNN. Prints a JSON line every 10
-updates: the policy's entropy, the mean reward of a step, the mean λ-return, the commonest action's share, and the return
-of the last 60 finished episodes.
+updates: the policy's entropy, the mean reward of a step, the mean λ-return, the commonest action's share, and the
+return of the last 60 finished episodes.
 """
 
 from __future__ import annotations
