@@ -55,6 +55,7 @@ class Clock(PhaseCallback):
         self.steps, self.count_flops = steps, flops
         self.results: dict[str, dict[str, Any]] = {phase: {} for phase in PHASES}
         self.collect: dict[str, float] = {}
+        self.reserved = 0.0
         self._ends: list[float] = []
         self._profiler: torch.profiler.profile | None = None
 
@@ -66,8 +67,10 @@ class Clock(PhaseCallback):
     def on_phase_end(self, trainer: L.Trainer, module: Any, phase: str, outcome: Any) -> None:
         if isinstance(outcome, Rollout):
             self.collect = {"frames": outcome.frames, "seconds": outcome.seconds}
-        elif torch.cuda.is_available() and trainer.current_epoch == 0:
-            self.results[phase]["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+        elif torch.cuda.is_available():
+            self.reserved = max(self.reserved, torch.cuda.max_memory_reserved() / 2**30)
+            if trainer.current_epoch == 0:
+                self.results[phase]["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
 
     def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
         if self.count_flops and trainer.current_epoch == 0 and batch_idx == 0:
@@ -204,7 +207,7 @@ def report(args: argparse.Namespace, config: dict[str, Any], clock: Clock, peak:
             "frames_per_second": round(frames / seconds, 1),
             "seconds": round(seconds, 1),
             "matrix_peak_tflops": peak and round(peak / 1e12),
-            "reserved_gib": round(torch.cuda.max_memory_reserved() / 2**30, 2) if peak else None,
+            "reserved_gib": round(clock.reserved, 2) if peak else None,
         }
     )
     for line in lines:

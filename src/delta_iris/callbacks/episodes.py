@@ -22,7 +22,7 @@ __all__ = ["EpisodeStatistics"]
 class EpisodeStatistics(PhaseCallback):
     """Return, length, objectives, success rates and score: of training episodes as `train/…`, of test episodes as
     `test/…`, against the frames collected so far. `test` also prints them, writes them as JSON and, to watch, the first
-    episode as a GIF of the same name (the worlds are the same each time).
+    environment's first episode as a GIF of the same name (the worlds are the same each time).
 
     The JSON is a run in Crafter's own format, which its analysis scripts read, with the summary beside it.
 
@@ -79,4 +79,4 @@ class EpisodeStatistics(PhaseCallback):
         path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
         seen, animation = trainer.datamodule.held_out(), path.with_suffix(".gif")  # type: ignore[attr-defined]
         write_gif(animation, seen.read(0, 0, seen.length(0)).frames)
-        print(f"\n{evaluation.table()}\n\nWritten to {path}; its first episode, to watch: {animation}", flush=True)
+        print(f"\n{evaluation.table()}\n\nWritten to {path}; an episode to watch: {animation}", flush=True)
