@@ -180,8 +180,8 @@ class _Layer(nn.Module):
             attended = flex_attention(queries, keys, values, block_mask=mask, kernel_options=FORWARD_TILES)
             assert isinstance(attended, Tensor)
         else:
-            beyond = (0, 0, 0, mask.shape[-1] - keys.shape[-2])
-            keys, values = F.pad(keys, beyond), F.pad(values, beyond)
+            if more := mask.shape[-1] - keys.shape[-2]:
+                keys, values = F.pad(keys, (0, 0, 0, more)), F.pad(values, (0, 0, 0, more))
             attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
         return self.after(x, attended.transpose(1, 2))
 
