@@ -93,7 +93,7 @@ def train(entropy_weight: float, args: argparse.Namespace) -> None:
     agent = Agent(
         (SIZE, SIZE), ACTIONS, hidden=512, channels=8, multipliers=(1, 2, 2), halvings=(0, 1), latent_channels=16,
         entropy_weight=entropy_weight, target_decay=args.target_decay, critic_gradient=args.critic_gradient,
-        learning_rate=args.learning_rate,
+        discount=args.discount, lambda_=args.lambda_, learning_rate=args.learning_rate,
     )  # fmt: skip
     optimizer, games = agent.configure_optimizers()["optimizer"], Games(args.batch, agent.burn_in, args.seed)
     started = time.monotonic()
@@ -111,6 +111,8 @@ def train(entropy_weight: float, args: argparse.Namespace) -> None:
                 "learning_rate": args.learning_rate,
                 "target_decay": args.target_decay,
                 "critic_gradient": args.critic_gradient,
+                "discount": args.discount,
+                "lambda_": args.lambda_,
                 "seed": args.seed,
                 "update": update,
                 "policy_entropy": round(float(losses["policy_entropy"]), 3),
@@ -132,6 +134,8 @@ def main() -> None:
     parser.add_argument("--learning_rate", type=float, default=3e-4)
     parser.add_argument("--target_decay", type=float, default=0.99)
     parser.add_argument("--critic_gradient", type=float, default=0.01)
+    parser.add_argument("--discount", type=float, default=0.997)
+    parser.add_argument("--lambda_", type=float, default=0.95)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     for weight in args.entropy_weight:

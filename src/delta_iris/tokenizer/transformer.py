@@ -74,11 +74,16 @@ def _scaled(frames: Tensor) -> Tensor:
 
 
 def _patch_embedding(patch_size: int, dim: int) -> nn.Linear:
-    """Linear layer that gives pixels of unit variance the scale of all embeddings."""
+    """A random linear layer, never trained, that gives pixels of unit variance the scale of all embeddings.
+
+    Nothing is lost where it is no narrower than a patch. A trained one (as Chen et al., 2021, found too) upsets the
+    whole model: all of a patch's pixels pull the same way, so a step of Adam changes what it gives by several times its
+    scale; it grew sixtyfold, positions and actions beside it drowned, and the decoder fell back to copying.
+    """
     layer = nn.Linear(3 * patch_size**2, dim)
     nn.init.normal_(layer.weight, std=EMBEDDING_STD / math.sqrt(layer.in_features))
     nn.init.zeros_(layer.bias)
-    return layer
+    return layer.requires_grad_(False)
 
 
 def _positions(*shape: int) -> nn.Parameter:
@@ -110,7 +115,7 @@ class _Encoder(nn.Module):
         self.action = nn.Embedding(num_actions + 1, dim)
         init_weights(self.action)
         self.within = _positions(1 + math.prod(grids[0]), dim)
-        self.groups = nn.ModuleList(Transformer(dim, n, heads, depth=sum(layers)) for n in layers)
+        self.groups = nn.ModuleList(Transformer(dim, n, heads, depth=sum(layers), normalized=True) for n in layers)
         self.project = nn.Linear(dim, code_dim)
         nn.init.normal_(self.project.weight, std=1 / math.sqrt(dim))
         nn.init.zeros_(self.project.bias)
