@@ -161,9 +161,9 @@ def cached_attention(qkv: Tensor, cache: KVCache, layer: int, mask: Tensor | Non
 
 
 class _Layer(nn.Module):
-    def __init__(self, dim: int, heads: int, normalized: bool) -> None:
+    def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
-        self.heads, self.normalized = heads, normalized
+        self.heads = heads
         self.attention_norm = nn.LayerNorm(dim)
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
@@ -188,11 +188,7 @@ class _Layer(nn.Module):
     @region(dynamic=True)
     def before(self, x: Tensor) -> Tensor:
         """What comes before attention: (B, n, dim) → queries, keys and values (B, n, 3, H, Dh)."""
-        qkv: Tensor = self.qkv(self.attention_norm(x)).view(*x.shape[:2], 3, self.heads, -1)
-        if not self.normalized:
-            return qkv
-        asked, told = qkv.split((2, 1), dim=2)
-        return torch.cat([F.layer_norm(asked, asked.shape[-1:]).to(qkv.dtype), told], dim=2)
+        return self.qkv(self.attention_norm(x)).view(*x.shape[:2], 3, self.heads, -1)
 
     @region(dynamic=True)
     def after(self, x: Tensor, attended: Tensor) -> Tensor:
@@ -216,18 +212,14 @@ class Transformer(nn.Module):
         layers: number of layers.
         heads: attention heads; must divide `dim`.
         depth: layers of the whole model where this stack is a part of it, for the scale of the residual branches.
-        normalized: whether queries and keys go through a LayerNorm without parameters (Dehghani et al., 2023), so that
-            attention cannot become ever sharper as their weights grow.
     """
 
-    def __init__(
-        self, dim: int, layers: int, heads: int, depth: int | None = None, *, normalized: bool = False
-    ) -> None:
+    def __init__(self, dim: int, layers: int, heads: int, depth: int | None = None) -> None:
         super().__init__()
         if dim % heads:
             raise ValueError(f"dim {dim} is not a multiple of heads {heads}")
         self.dim, self.heads = dim, heads
-        self.layers = nn.ModuleList(_Layer(dim, heads, normalized) for _ in range(layers))
+        self.layers = nn.ModuleList(_Layer(dim, heads) for _ in range(layers))
         self.apply(init_weights)
         for layer in self.layers:
             assert isinstance(layer, _Layer)
