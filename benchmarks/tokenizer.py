@@ -5,7 +5,9 @@
 Collects frames of a player that repeats its last action with probability 1/2 and else draws uniformly, trains the
 configuration's tokenizer on windows of them, and evaluates it on 6 × 32 windows of further frames, of other seeds,
 none across an episode's end. Prints a JSON line a measurement, the error of copying the last frame beside it;
-`chained_l2_…` is the error after so many frames each painted from the one painted before, with the real tokens.
+`chained_l2_…` is the error after so many frames each painted from the one painted before, with the real tokens. In
+shares of the latents' variance: `quantization_error`, `turned` (how far they turned in the last 10 steps) and
+`turned_together` (how far their mean did). `largest_gradient` is the largest norm since the last line.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -36,7 +39,7 @@ from delta_iris.nn.masked import Average
 from delta_iris.tokenizer import Tokenizer
 from delta_iris.tokenizer.quantizer import code_entropy
 
-WINDOW, CONTEXT, CHAIN = 21, 6, (1, 5, 15)
+WINDOW, CONTEXT, CHAIN, TURN = 21, 6, (1, 5, 15), 10
 
 
 def collect(folder: Path, size: int, frames: int, seed: int, num_envs: int) -> Replay:
@@ -101,7 +104,8 @@ def train(
             losses["loss"].backward()
         if isinstance(module, Tokenizer):
             losses |= module.update_codebook()
-        torch.nn.utils.clip_grad_norm_(module.parameters(), module.gradient_clip)
+        norm = torch.nn.utils.clip_grad_norm_(module.parameters(), module.gradient_clip)
+        losses["gradient_norm"] = norm
         optimizer.step()
         schedule.step()
         if device.type == "cuda":
@@ -162,6 +166,26 @@ def evaluate(tokenizer: Tokenizer, windows: list[Window], device: torch.device) 
     return means | {"codebook_entropy": float(code_entropy(counts)), "codewords": int((counts > 0).sum())}
 
 
+@torch.no_grad()
+def latents(tokenizer: Tokenizer, window: Window, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The unit latents of a window's real transitions and their codewords, (n, K, D) each."""
+    with half_precision(device):
+        tokens, unit = tokenizer.quantizer(tokenizer.embed(to_float(window.frames), window.actions, window.valid))
+    real = window.transitions
+    return unit[real], tokenizer.quantizer.lookup(tokens[real])
+
+
+def motion(before: Tensor, now: Tensor, codes: Tensor) -> dict[str, float]:
+    """How far latents are from their codewords and from where they were, in shares of their variance."""
+    variance = (now - now.mean((0, 1))).square().sum(-1).mean()
+    squares = {
+        "quantization_error": now - codes,
+        "turned": (now - before) / math.sqrt(2),
+        "turned_together": (now - before).mean(0) / math.sqrt(2),
+    }
+    return {name: round(float(error.square().sum(-1).mean() / variance), 3) for name, error in squares.items()}
+
+
 def arguments(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=Path("configs/crafter.yaml"))
@@ -198,14 +222,22 @@ def main() -> None:
         loader = data.batches(max(args.steps), args.batch_size, args.num_workers)
         times: list[float] = []
         entropies: list[Tensor] = []
+        norms: list[Tensor] = []
+        before = latents(tokenizer, data.held_out[0], device)[0]
         for step, (losses, seconds) in enumerate(train(tokenizer, tokenizer.training_step, loader, device), start=1):
             entropies.append(losses["codebook_entropy"])
+            norms.append(losses["gradient_norm"])
             times.append(seconds)
+            if step + TURN in args.steps:
+                before = latents(tokenizer, data.held_out[0], device)[0]
             if step in args.steps:
                 measured = {"step_ms": round(1000 * statistics.median(times[-200:]), 1)}
                 # Dips between two evaluations: the lowest entropy of any batch since the last.
                 measured["lowest_batch_entropy"] = round(float(torch.stack(entropies).min()), 2)
+                measured |= motion(before, *latents(tokenizer, data.held_out[0], device))
+                measured["largest_gradient"] = round(float(torch.stack(norms).max()), 3)
                 entropies.clear()
+                norms.clear()
                 if device.type == "cuda":
                     measured["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 1)
                 values = evaluate(tokenizer, data.held_out, device)
