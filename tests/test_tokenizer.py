@@ -162,6 +162,12 @@ def test_sizes_that_do_not_fit_are_told(arguments, told: str) -> None:
         pooled_grids(*arguments)
 
 
+@pytest.mark.parametrize("decay", [-0.1, 1.0])
+def test_a_codebook_that_cannot_move_is_told(decay: float) -> None:
+    with pytest.raises(UserError, match=r"codebook_decay is .*from 0 to below 1"):
+        make_tokenizer(codebook_decay=decay)
+
+
 def test_a_tokenizer_trains_alone_under_a_plain_trainer(tmp_path) -> None:
     tokenizer, before = make_tokenizer(), make_tokenizer()
     trainer = L.Trainer(

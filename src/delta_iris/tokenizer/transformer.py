@@ -282,7 +282,7 @@ class TransformerTokenizer(Tokenizer):
         codebook_size: number of codewords N.
         code_dim: dimension of a codeword.
         codebook_decay: see `VectorQuantizer`. The paper's is 0.99; a codebook that slow lags behind the encoder: its
-            error is 30 to 90 % of the latents' variance, not 3 to 10 %.
+            error is 30 to 90 % of the latents' variance, not 3 to 16 %.
         patch_size: side of a patch, in pixels.
         dim: width of both Transformers.
         heads: attention heads of both.
@@ -346,6 +346,11 @@ class TransformerTokenizer(Tokenizer):
             raise UserError(
                 f"model.tokenizer.init_args.encoder_layers has {len(encoder_layers)} groups and decoder_layers "
                 f"{len(decoder_layers)}: give both the same number"
+            )
+        if not 0 <= codebook_decay < 1:
+            raise UserError(
+                f"model.tokenizer.init_args.codebook_decay is {codebook_decay}: give a number from 0 to below 1, the "
+                "share of a chosen codeword that stays"
             )
         if dim % (2 * heads):
             raise UserError(
