@@ -349,6 +349,7 @@ def test_print_config_and_overrides(name: str) -> None:
         (["--loop.collection.epsilon", 2], "epsilon 2.0 must lie between 0 and 1"),
         (["--model.tokenizer.init_args.dim", 6], "dim 6 is not a multiple of twice heads 2"),
         (["--model.tokenizer.init_args.final_fraction", 0.1], "final_fraction is 0.1 and decay_steps 0"),
+        (["--model.agent.init_args.decay_steps", 9], "model.agent.init_args.final_fraction is 1.0 and decay_steps 9"),
     ],
 )
 def test_bad_input_is_told_in_a_line_before_anything_is_made(

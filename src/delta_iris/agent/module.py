@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from delta_iris.agent.actor_critic import ActorCritic, State, full_precision
 from delta_iris.agent.returns import lambda_returns
 from delta_iris.nn.masked import masked_mean
-from delta_iris.nn.optimizer import make_optimizer
+from delta_iris.nn.optimizer import check_decay, make_optimizer
 from delta_iris.nn.sampling import sample
 from delta_iris.nn.symlog import SymlogTwoHot
 
@@ -62,7 +62,8 @@ class Agent(L.LightningModule):
         critic_gradient: share of the critic's gradient that reaches what it has in common with the actor, the LSTM and
             the CNN; 1 is the paper's. All values move the same way at first, and the whole gradient makes the LSTM's
             units the same for all frames before the actor has learned anything from them.
-        learning_rate, weight_decay, warmup_steps, gradient_clip: of the optimizer.
+        learning_rate, weight_decay, warmup_steps, final_fraction, decay_steps, gradient_clip: of the optimizer;
+            see `make_optimizer`.
     """
 
     def __init__(
@@ -85,6 +86,8 @@ class Agent(L.LightningModule):
         learning_rate: float = 1e-4,
         weight_decay: float = 0.0,
         warmup_steps: int = 0,
+        final_fraction: float = 1.0,
+        decay_steps: int = 0,
         gradient_clip: float = 10.0,
     ) -> None:
         super().__init__()
@@ -92,7 +95,9 @@ class Agent(L.LightningModule):
         self.discount, self.lambda_ = discount, lambda_
         self.entropy_weight, self.target_decay = entropy_weight, target_decay
         self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
+        self.final_fraction, self.decay_steps = final_fraction, decay_steps
         self.gradient_clip = gradient_clip
+        check_decay("model.agent.init_args", final_fraction, decay_steps)
         self.values = SymlogTwoHot(num_value_bins)
         self.network = ActorCritic(
             frame_size,
@@ -166,5 +171,7 @@ class Agent(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Adam; see `make_optimizer`."""
-        optimizer, schedule = make_optimizer(self, self.learning_rate, self.weight_decay, self.warmup_steps)
+        optimizer, schedule = make_optimizer(
+            self, self.learning_rate, self.weight_decay, self.warmup_steps, self.final_fraction, self.decay_steps
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

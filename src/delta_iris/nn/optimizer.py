@@ -6,7 +6,22 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-__all__ = ["make_optimizer"]
+from delta_iris.errors import UserError
+
+__all__ = ["check_decay", "make_optimizer"]
+
+
+def check_decay(key: str, final_fraction: float, decay_steps: int) -> None:
+    """Refuse a fall of the learning rate that is none; `key` is the module's in the configuration.
+
+    Raises:
+        UserError: unless both say that it falls, or neither.
+    """
+    if not 0 <= final_fraction <= 1 or decay_steps < 0 or (final_fraction < 1) != (decay_steps > 0):
+        raise UserError(
+            f"{key}.final_fraction is {final_fraction} and decay_steps {decay_steps}: give a "
+            "fraction from 0 to 1 and the number of steps in which the learning rate falls to it, or neither"
+        )
 
 
 def make_optimizer(

@@ -13,7 +13,7 @@ from delta_iris.data.window import Window, to_float
 from delta_iris.errors import UserError
 from delta_iris.nn.acceleration import region
 from delta_iris.nn.masked import Average, masked_mean
-from delta_iris.nn.optimizer import make_optimizer
+from delta_iris.nn.optimizer import check_decay, make_optimizer
 from delta_iris.tokenizer.quantizer import VectorQuantizer
 
 __all__ = ["LossWeights", "Tokenizer"]
@@ -67,11 +67,7 @@ class Tokenizer(L.LightningModule):
         self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
         self.final_fraction, self.decay_steps = final_fraction, decay_steps
         self.gradient_clip = gradient_clip
-        if not 0 <= final_fraction <= 1 or decay_steps < 0 or (final_fraction < 1) != (decay_steps > 0):
-            raise UserError(
-                f"model.tokenizer.init_args.final_fraction is {final_fraction} and decay_steps {decay_steps}: give a "
-                "fraction from 0 to 1 and the number of steps in which the learning rate falls to it, or neither"
-            )
+        check_decay("model.tokenizer.init_args", final_fraction, decay_steps)
         unknown = set(loss_weights) - set(LOSS_WEIGHTS)
         if unknown:
             raise UserError(
