@@ -88,7 +88,7 @@ def _positions(*shape: int) -> nn.Parameter:
 class _Encoder(nn.Module):
     """Block t is [a_{t−1}, patches of x_t beside x_t − x_{t−1}]; a token sees its whole block and all earlier ones.
 
-    Pixels are where Δ is exact. The difference of what two frames are summed up as is a hundredth of either: to make
+    Pixels are where Δ is exact. The difference of what two frames are summed up as is a fiftieth of either: to make
     that the tokens magnifies every step of training, and they change faster than a decoder can learn them.
 
     Time is rotary: it is in what attends to what, and nowhere in the summaries, or part of the codebook would be spent
