@@ -183,3 +183,17 @@ def test_losses_equal_their_definitions(agent, name: str) -> None:
             if ends[b, t]:
                 break
     torch.testing.assert_close(losses[name], torch.stack(terms).mean().detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_its_learning_rate_falls_where_it_is_told_to() -> None:
+    agent = Agent(
+        (16, 16), 3, multipliers=(1, 2), halvings=(0, 1), learning_rate=0.5, final_fraction=0.2, decay_steps=2
+    )
+    configured = agent.configure_optimizers()
+    optimizer, schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
+    rates = []
+    for _ in range(4):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([0.5, 0.3, 0.1, 0.1])
