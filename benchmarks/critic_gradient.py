@@ -78,7 +78,7 @@ def train(share: float, args: argparse.Namespace) -> None:
     caught: list[float] = []
     for update in range(1, args.updates + 1):
         window = rollout(agent, args.batch)
-        losses = agent.training_step(window)
+        losses = agent.training_step(agent.appraise(window))
         optimizer.zero_grad()
         losses["loss"].backward()
         nn.utils.clip_grad_norm_(agent.parameters(), agent.gradient_clip)

@@ -9,7 +9,7 @@ import torch
 from conftest import make_agent, make_tokenizer, make_window, make_world_model
 from torch import Tensor
 
-from delta_iris.agent import ImaginedWindow
+from delta_iris.agent import Lesson
 from delta_iris.data.window import Window
 from delta_iris.nn.acceleration import accelerated
 from delta_iris.nn.cache import KVCache
@@ -43,10 +43,12 @@ def gradients(system: DeltaIris) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in child.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize(("phase", "passes"), [*((phase, 1) for phase in PHASES), ("agent", 2)])
 @pytest.mark.parametrize("size", [1, 2, 4])
-def test_parts_of_a_batch_give_what_the_whole_gives(phase: str, size: int) -> None:
+def test_parts_of_a_batch_give_what_the_whole_gives(phase: str, passes: int, size: int) -> None:
     system, cut = make_system(), make_system()
+    for each in (system, cut):
+        each.agent.passes = passes
     window = window_for(system, phase)
     for each, micro_batch_size in ((system, None), (cut, size)):
         each.begin_phase(phase, micro_batch_size)
@@ -186,7 +188,7 @@ def run_steps(system: DeltaIris, phase: str, steps: int = 3) -> list[dict[str, T
         make_inputs, learn = system._step_functions()
         inputs = make_inputs(window)
         losses = {name: value.clone() for name, value in learn(inputs).items()}
-        actions = inputs.actions.clone() if isinstance(inputs, ImaginedWindow) else torch.zeros(())
+        actions = inputs.actions.clone() if isinstance(inputs, Lesson) else torch.zeros(())
         buffers = {f"buffer {name}": b.clone() for name, b in system.child(phase).named_buffers()}
         results.append(losses | gradients(system) | buffers | {"actions": actions.float()})
     return results

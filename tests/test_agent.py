@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from delta_iris.agent import Agent, ImaginedWindow
 from delta_iris.agent.module import until_first_end
 from delta_iris.agent.returns import lambda_returns
+from delta_iris.errors import UserError
 
 
 def imagined(agent, batch: int = 4, ends: torch.Tensor | None = None) -> ImaginedWindow:
@@ -69,7 +70,7 @@ def test_nothing_after_the_first_end_changes_loss_or_gradient(agent) -> None:
     results = []
     for variant in (window, changed):
         agent.zero_grad()
-        losses = agent.training_step(variant)
+        losses = agent.training_step(agent.appraise(variant))
         losses["loss"].backward()
         gradient = torch.cat([p.grad.flatten() for p in agent.network.parameters() if p.grad is not None])
         results.append((losses["loss"].detach(), gradient))
@@ -80,8 +81,10 @@ def test_nothing_after_the_first_end_changes_loss_or_gradient(agent) -> None:
 
 def test_rewards_before_the_end_do_count(agent) -> None:
     window = imagined(agent)
-    loss = agent.training_step(window)["loss"]
-    assert not torch.equal(loss, agent.training_step(window._replace(rewards=window.rewards + 1))["loss"])
+    loss = agent.training_step(agent.appraise(window))["loss"]
+    assert not torch.equal(
+        loss, agent.training_step(agent.appraise(window._replace(rewards=window.rewards + 1)))["loss"]
+    )
 
 
 def test_burn_in_ignores_padding_and_remembers_frames(agent) -> None:
@@ -162,7 +165,7 @@ def test_losses_equal_their_definitions(agent, name: str) -> None:
     ends = torch.zeros(4, agent.horizon, dtype=torch.long)
     ends[1, 2] = 1
     window = imagined(agent, ends=ends)
-    losses = agent.training_step(window)
+    losses = agent.training_step(agent.appraise(window))
     frames = window.frames[:, agent.burn_in :]
     state = agent.network.burn_in(window.frames[:, : agent.burn_in], window.burn_in_valid)
     logits, values, _ = agent.network(frames[:, :-1], state)
@@ -183,6 +186,79 @@ def test_losses_equal_their_definitions(agent, name: str) -> None:
             if ends[b, t]:
                 break
     torch.testing.assert_close(losses[name], torch.stack(terms).mean().detach(), rtol=1e-4, atol=1e-5)
+
+
+def moved(agent) -> None:
+    """Learn a little, so that policy, values and target differ from what they were."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for p in agent.network.parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=generator))
+
+
+def test_the_first_lesson_of_several_has_the_gradient_of_normalized_advantages() -> None:
+    agent = make_agent(passes=2, entropy_weight=0.0)
+    ends = torch.zeros(4, agent.horizon, dtype=torch.long)
+    ends[1, 2] = 1
+    lesson = agent.appraise(imagined(agent, ends=ends))
+    advantages = lesson.advantages[lesson.counts]
+    normalized = (lesson.advantages - advantages.mean()) / advantages.std(correction=0)
+    gradients = []
+    for learner, taught in ((agent, lesson), (make_agent(entropy_weight=0.0), lesson._replace(advantages=normalized))):
+        learner.training_step(taught)["loss"].backward()
+        gradients.append([p.grad for p in learner.network.parameters()])
+    # What is added to the deviation, 1e-5 of about one, and sums in another order.
+    for found, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_the_objective_is_clipped_as_defined() -> None:
+    agent = make_agent(passes=2, clip=0.05)
+    lesson = agent.appraise(imagined(agent))
+    moved(agent)
+    losses = agent.training_step(lesson)
+    logits, _, _ = agent.network(lesson.frames, (lesson.hidden.unsqueeze(0), lesson.cell.unsqueeze(0)))
+    mean, deviation = lesson.advantages.mean(), lesson.advantages.std(correction=0)
+    terms, beyond = [], []
+    for b in range(4):
+        for t in range(agent.horizon):
+            now = torch.distributions.Categorical(logits=logits[b, t]).log_prob(lesson.actions[b, t])
+            ratio, advantage = (now - lesson.log_probs[b, t]).exp().item(), (lesson.advantages[b, t] - mean) / deviation
+            terms.append(-min(ratio * advantage, min(max(ratio, 0.95), 1.05) * advantage))
+            beyond.append(abs(ratio - 1) > 0.05)
+    assert 0 < sum(beyond) < len(beyond)
+    torch.testing.assert_close(losses["actor_loss"], torch.stack(terms).mean(), rtol=1e-3, atol=1e-5)
+    assert losses["clip_fraction"] == pytest.approx(sum(beyond) / len(beyond))
+    assert losses["approx_kl"] > 0
+
+
+def test_each_pass_takes_every_window_once() -> None:
+    agent = make_agent(passes=3, parts=2)
+    lesson = agent.appraise(imagined(agent, batch=6))
+    parts = list(agent.lessons(lesson))
+    assert [len(part.frames) for part in parts] == [3] * 6
+    order = []
+    for one, two in zip(parts[::2], parts[1::2], strict=True):
+        both = [torch.cat(fields) for fields in zip(one, two, strict=True)]
+        rows = [int((lesson.rewards == rewards).all(1).nonzero()) for rewards in both[4]]
+        assert sorted(rows) == list(range(6))
+        for field, whole in zip(both, lesson, strict=True):
+            assert torch.equal(field, whole[rows])
+        order.append(rows)
+    assert len(set(map(tuple, order))) > 1
+
+
+def test_what_is_learned_from_once_is_left_whole(agent) -> None:
+    lesson = agent.appraise(imagined(agent))
+    assert lesson.log_probs.numel() == 0
+    (only,) = agent.lessons(lesson)
+    assert only is lesson
+
+
+@pytest.mark.parametrize("options", [{"passes": 0}, {"parts": 0}, {"clip": 0.0}])
+def test_passes_that_make_no_sense_are_refused(options) -> None:
+    with pytest.raises(UserError, match=next(iter(options))):
+        make_agent(**options)
 
 
 def test_its_learning_rate_falls_where_it_is_told_to() -> None:

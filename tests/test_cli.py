@@ -325,7 +325,7 @@ def test_print_config_and_overrides(name: str) -> None:
     stacked = ("--config", ROOT / "configs" / f"{name}.yaml", "--config", ROOT / "configs" / "short.yaml")
     told = yaml.safe_load(run("fit", *stacked, "--data.window", 26, "--print_config", cwd=ROOT))
     assert told["data"]["window"] == 26
-    assert told["trainer"]["max_epochs"] == 24
+    assert told["trainer"]["max_epochs"] == 48
     assert told["loop"]["tokenizer"]["batch_size"] == 32
 
 
@@ -349,6 +349,7 @@ def test_print_config_and_overrides(name: str) -> None:
         (["--loop.collection.epsilon", 2], "epsilon 2.0 must lie between 0 and 1"),
         (["--model.tokenizer.init_args.dim", 6], "dim 6 is not a multiple of twice heads 2"),
         (["--model.tokenizer.init_args.final_fraction", 0.1], "final_fraction is 0.1 and decay_steps 0"),
+        (["--model.agent.init_args.parts", 3], "a multiple of model.agent.init_args.parts, 3"),
         (["--model.agent.init_args.decay_steps", 9], "model.agent.init_args.final_fraction is 1.0 and decay_steps 9"),
     ],
 )

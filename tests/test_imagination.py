@@ -88,7 +88,7 @@ def test_a_rollout_is_what_the_agent_trains_on(tokenizer, world_model, agent) ->
     torch.testing.assert_close(imagined.frames[:, : agent.burn_in + 1], to_float(window.frames))
     assert not imagined.frames.requires_grad
     assert 0 <= imagined.frames.min() <= imagined.frames.max() <= 1
-    losses = agent.training_step(imagined)
+    losses = agent.training_step(agent.appraise(imagined))
     losses["loss"].backward()
     assert all(p.grad is None for p in (*tokenizer.parameters(), *world_model.parameters()))
 

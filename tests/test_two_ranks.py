@@ -14,7 +14,7 @@ from torch import distributed as dist
 from torch import multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
-from delta_iris.agent import ImaginedWindow
+from delta_iris.agent import ImaginedWindow, Lesson
 from delta_iris.data.window import Window
 from delta_iris.strategy import _Losses
 from delta_iris.system import DeltaIris
@@ -33,26 +33,33 @@ def make_case(name: str):
             0, 32, (BATCH, window.actions.shape[1] - 1, 4), generator=torch.Generator().manual_seed(1)
         )
         return make_world_model(), (window, tokens)
-    agent, generator = make_agent(), torch.Generator().manual_seed(1)
+    agent = make_agent(passes=2) if name == "agent again" else make_agent()
+    generator = torch.Generator().manual_seed(1)
     frames = torch.rand(BATCH, agent.burn_in + agent.horizon + 1, 3, 32, 32, generator=generator)
     ends = torch.zeros(BATCH, agent.horizon, dtype=torch.long)
     ends[0, 1] = 1
     actions = torch.randint(0, 5, (BATCH, agent.horizon), generator=generator)
     rewards = torch.randn(BATCH, agent.horizon, generator=generator)
     valid = torch.ones(BATCH, agent.burn_in, dtype=torch.bool)
-    return agent, ImaginedWindow(frames, valid, actions, rewards, ends)
+    lesson = agent.appraise(ImaginedWindow(frames, valid, actions, rewards, ends))
+    if name == "agent again":
+        # The policy has moved since.
+        with torch.no_grad():
+            agent.network.actor.weight.mul_(1.5)
+    return agent, lesson
 
 
 def take(inputs, rows: slice):
     if isinstance(inputs, torch.Tensor):
         return inputs[rows]
     parts = [take(part, rows) for part in inputs]
-    return type(inputs)(*parts) if isinstance(inputs, Window | ImaginedWindow) else tuple(parts)
+    return type(inputs)(*parts) if isinstance(inputs, Window | Lesson) else tuple(parts)
 
 
 def outcome(name: str, module, inputs, micro_batch_size: int | None = None, reducer=None) -> dict[str, torch.Tensor]:
     """Gradients and buffers after one step of the system."""
     children = {"tokenizer": make_tokenizer, "world_model": make_world_model, "agent": make_agent}
+    name = name.split()[0]
     system = DeltaIris(**({key: make() for key, make in children.items()} | {name: module}))
     # Without a Trainer there is nothing that would scale.
     system.manual_backward = lambda loss: loss.backward()
@@ -79,7 +86,8 @@ def work(rank: int, name: str, micro_batch_size: int | None, port: int, path: st
 
 
 @pytest.mark.parametrize(
-    ("name", "micro_batch_size"), [("tokenizer", None), ("tokenizer", 1), ("world_model", 1), ("agent", None)]
+    ("name", "micro_batch_size"),
+    [("tokenizer", None), ("tokenizer", 1), ("world_model", 1), ("agent", None), ("agent again", 1)],
 )
 def test_gradients_and_codebook_equal_those_of_one_process(
     tmp_path: Path, name: str, micro_batch_size: int | None

@@ -25,6 +25,11 @@ def check_configuration(system: DeltaIris, data: ReplayDataModule, schedule: Sch
     for key, value in (("burn_in", system.agent.burn_in), ("horizon", system.agent.horizon)):
         if value < 1:
             raise UserError(f"model.agent.init_args.{key} is {value}: give 1 or more")
+    if schedule.agent.batch_size % system.agent.parts:
+        raise UserError(
+            f"loop.agent.batch_size is {schedule.agent.batch_size}: make it a multiple of model.agent.init_args.parts, "
+            f"{system.agent.parts}"
+        )
     collection = schedule.collection
     if min(collection.frames, collection.frames_in(0)) < 0 or not 0 <= collection.epsilon <= 1:
         raise UserError(

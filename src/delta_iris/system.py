@@ -111,27 +111,32 @@ class DeltaIris(L.LightningModule):
                 copied.refresh()
 
     def training_step(self, window: Window, batch_idx: int) -> None:
-        """One optimizer step of the module whose phase it is."""
+        """An optimizer step of the module whose phase it is; of the agent, as many as it takes from a batch."""
         index = PHASES.index(self.phase)
         optimizers, schedules = self._optimizers_and_schedules()
         try:
             with accelerated(self.accelerating):
                 make_inputs, learn = self._step_functions()
-                metrics = learn(make_inputs(window))
+                inputs = make_inputs(window)
+                for lesson in self.agent.lessons(inputs) if self.phase == "agent" else (inputs,):
+                    metrics = learn(lesson)
+                    optimizers[index].step()
+                    schedules[index].step()
+                    self._add(metrics)
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"{self.phase}: the GPU is out of memory; halve loop.{self.phase}.micro_batch_size (now "
                 f"{self._micro_batch_size or 'all windows at once'}), which leaves the results equal; the last "
                 "checkpoint is safe: resume it with --ckpt_path"
             ) from error
-        optimizers[index].step()
-        schedules[index].step()
-        # One small tensor a step, summed on the device.
+        if (batch_idx + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.flush_metrics()
+
+    def _add(self, metrics: dict[str, Tensor]) -> None:
+        """Sum a step's metrics on the device, one small tensor a step."""
         values = torch.stack([value.detach().float() for value in metrics.values()])
         self._names, self._sum = list(metrics), values if self._sum is None else self._sum + values
         self._count += 1
-        if (batch_idx + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self.flush_metrics()
 
     def _step_functions(self) -> tuple[Callable[..., Any], Callable[..., dict[str, Tensor]]]:
         """`inputs` and `backward_step` as they are or, accelerating, each as a CUDA graph of its own."""
@@ -171,7 +176,9 @@ class DeltaIris(L.LightningModule):
         tokenizer, world_model = self.tokenizer, self.world_model
         if self._frozen is not None:
             tokenizer, world_model = self._frozen[0].module, self._frozen[1].module
-        return Imagination(tokenizer, world_model, self.agent.burn_in + 1).rollout(self.agent, window)
+        imagined = Imagination(tokenizer, world_model, self.agent.burn_in + 1).rollout(self.agent, window)
+        appraised = [self.agent.appraise(part) for part in _split(imagined, self._micro_batch_size)]
+        return tree_map(lambda *parts: torch.cat(parts), *appraised) if len(appraised) > 1 else appraised[0]
 
     def backward_step(self, inputs: Any) -> dict[str, Tensor]:
         """Compute and clip the gradients of the phase's module; return its losses and metrics.

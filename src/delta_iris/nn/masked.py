@@ -10,7 +10,7 @@ from torch import distributed as dist
 
 from delta_iris.nn.distributed import world_size
 
-__all__ = ["Average", "masked_mean"]
+__all__ = ["Average", "masked_mean", "normalized"]
 
 
 class Average(NamedTuple):
@@ -49,3 +49,20 @@ def masked_mean(values: Tensor, mask: Tensor, whole: Tensor | None = None) -> Te
     total = torch.where(mask, values.float(), 0.0).sum()
     # The count may be a fraction below one (one entry on two ranks), so an empty mask cannot be met by a clamp to 1.
     return total / torch.where(count > 0, count, 1.0)
+
+
+def normalized(values: Tensor, whole: Tensor, mask: Tensor) -> Tensor:
+    """`values` in terms of mean and standard deviation of a whole batch, over all processes.
+
+    Args:
+        values: (…) floats without gradient, the batch or a part of it.
+        whole: floats, the whole batch of this process.
+        mask: booleans of the shape of `whole`, what of it counts.
+    """
+    kept = torch.where(mask, whole.double(), 0.0)
+    sums = torch.stack([kept.sum(), kept.square().sum(), mask.sum().double()])
+    if world_size() > 1:
+        dist.all_reduce(sums)
+    mean, square = sums[:2] / sums[2].clamp(min=1)
+    deviation = (square - mean.square()).clamp(min=0).sqrt()
+    return ((values - mean) / (deviation + 1e-5)).float()
