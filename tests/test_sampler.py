@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from delta_iris.data.sampler import WindowSampler
 
@@ -25,13 +26,14 @@ def test_an_episode_shorter_than_the_window_ends_in_its_last_slot_for_the_agent(
     assert ends == {0, 1}
 
 
-def test_episodes_are_drawn_by_the_fifth_power_of_their_count() -> None:
-    sampler = WindowSampler(5, True, seed=0)
+@pytest.mark.parametrize("priority", [5.0, 1.0, 0.0])
+def test_episodes_are_drawn_by_a_power_of_their_count(priority: float) -> None:
+    sampler = WindowSampler(5, True, 0, priority)
     lengths = np.full(3, 50)
     sampler.draw(lengths, 1, count=False)
     sampler._counts[:] = [0, 1, 2]
     drawn = np.bincount([e for e, _ in sampler.draw(lengths, 100_000, count=False)], minlength=3) / 100_000
-    weights = np.array([1, 2.0**-5, 3.0**-5])
+    weights = np.array([1, 2.0**-priority, 3.0**-priority])
     # Five standard deviations of a frequency of 100,000 draws.
     np.testing.assert_allclose(drawn, weights / weights.sum(), atol=5 * 0.5 / 100_000**0.5)
 

@@ -41,6 +41,8 @@ def check_configuration(system: DeltaIris, data: ReplayDataModule, schedule: Sch
             "loop.collection: the first epoch must collect, for there is nothing else to train on: set frames and "
             "first_epoch_frames above 0 and last_epoch to at least 1"
         )
+    if data.priority < 0:
+        raise UserError(f"data.priority is {data.priority}: give 0 or more")
     for phase in PHASES:
         plan = schedule.phase(phase)
         for key, value in (("steps", plan.steps), ("first_epoch_steps", plan.steps_in(0))):

@@ -12,18 +12,18 @@ __all__ = ["WindowSampler"]
 
 
 class WindowSampler:
-    """Draws episodes with p ∝ (1 + times drawn)^−5, then a window of the episode uniformly.
+    """Draws episodes with p ∝ (1 + times drawn)^−priority, then a window of the episode uniformly.
 
     Args:
         length: steps of a window.
         overhang_end: whether windows may reach beyond an episode's last step; they may always begin before its first.
             Every window with at least one real step (or, without overhang, a real last step) is as likely.
         seed: of the draws.
-        exponent: of the priority.
+        priority: how strongly episodes that were drawn less are preferred; 0 for all alike, 5 for the authors' own.
     """
 
-    def __init__(self, length: int, overhang_end: bool, seed: int, exponent: float = 5.0) -> None:
-        self.length, self.overhang_end, self.exponent = length, overhang_end, exponent
+    def __init__(self, length: int, overhang_end: bool, seed: int, priority: float = 5.0) -> None:
+        self.length, self.overhang_end, self.priority = length, overhang_end, priority
         self._counts = np.zeros(0, np.int64)
         self._random = np.random.default_rng(seed)
 
@@ -41,8 +41,8 @@ class WindowSampler:
         if len(self._counts) < len(lengths):
             self._counts = np.concatenate([self._counts, np.zeros(len(lengths) - len(self._counts), np.int64)])
         # Relative to the least drawn episode, so that the weights never vanish together.
-        priority = 1.0 + self._counts
-        weights = (priority / priority.min()) ** -self.exponent
+        drawn = 1.0 + self._counts
+        weights = (drawn / drawn.min()) ** -self.priority
         episodes = self._random.choice(len(lengths), batch_size, p=weights / weights.sum())
         last = lengths[episodes] - (1 if self.overhang_end else self.length)
         starts = self._random.integers(1 - self.length, last + 1)
