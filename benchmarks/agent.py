@@ -95,7 +95,12 @@ def train(args: argparse.Namespace) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     agent = Agent((args.size, args.size), ACTIONS, **(({} if args.size == 64 else SMALL) | options)).to(device)
     optimizer, games = agent.configure_optimizers()["optimizer"], Games(args.games, args.size, agent.burn_in, args.seed)
-    autocast = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else contextlib.nullcontext()
+    # As Lightning does: cached copies of the weights would be those of the batch's first optimizer step.
+    autocast = (
+        torch.autocast("cuda", torch.bfloat16, cache_enabled=False)
+        if device.type == "cuda"
+        else contextlib.nullcontext()
+    )
     started, batches = time.monotonic(), 0
     while time.monotonic() - started < args.seconds:
         batches += 1

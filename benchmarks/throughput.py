@@ -75,7 +75,8 @@ class Clock(PhaseCallback):
     def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
         if self.count_flops and trainer.current_epoch == 0 and batch_idx == 0:
             with FlopCounterMode(display=False) as counter, trainer.precision_plugin.train_step_context():
-                module.backward_step(module.inputs(batch))
+                for lesson in module.lessons(module.inputs(batch)):
+                    module.backward_step(lesson)
             self.results[module.phase]["tflop"] = round(counter.get_total_flops() / 1e12, 3)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()

@@ -72,7 +72,8 @@ def train(
     )
     torch.manual_seed(7)
     tokenizer = make_tokenizer(num_actions=17, learning_rate=learning_rate, warmup_steps=0)
-    system = DeltaIris(tokenizer, make_world_model(num_actions=17), make_agent(num_actions=17))
+    agent = make_agent(num_actions=17, passes=2, parts=3)
+    system = DeltaIris(tokenizer, make_world_model(num_actions=17), agent)
     torch.manual_seed(8)
     trainer.fit(system, data, ckpt_path=checkpoint, weights_only=True)
     losses.system = system
@@ -82,6 +83,11 @@ def train(
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory) -> Losses:
     return train(tmp_path_factory.mktemp("whole"), 2)
+
+
+def test_the_agent_takes_a_step_for_each_part_of_each_pass(uninterrupted: Losses) -> None:
+    taken = [schedule.last_epoch for schedule in uninterrupted.system.lr_schedulers()]
+    assert taken == [10, 10, 10 * 2 * 3]
 
 
 def same_weights(a: DeltaIris, b: DeltaIris) -> bool:

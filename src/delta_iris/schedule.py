@@ -38,8 +38,8 @@ class Phase:
     """How much one module trains.
 
     Attributes:
-        steps: optimizer steps in each epoch.
-        batch_size: windows a step, over all processes.
+        steps: batches in each epoch, an optimizer step each; the agent takes `passes` × `parts` of each batch.
+        batch_size: windows of a batch, over all processes.
         first_epoch_steps: steps in the first epoch; `steps` where None.
         micro_batch_size: windows computed at a time by each process, where memory is short; gradients and codebook are
             those of the whole batch all the same.

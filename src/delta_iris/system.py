@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -118,7 +118,7 @@ class DeltaIris(L.LightningModule):
             with accelerated(self.accelerating):
                 make_inputs, learn = self._step_functions()
                 inputs = make_inputs(window)
-                for lesson in self.agent.lessons(inputs) if self.phase == "agent" else (inputs,):
+                for lesson in self.lessons(inputs):
                     metrics = learn(lesson)
                     optimizers[index].step()
                     schedules[index].step()
@@ -126,10 +126,11 @@ class DeltaIris(L.LightningModule):
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"{self.phase}: the GPU is out of memory; halve loop.{self.phase}.micro_batch_size (now "
-                f"{self._micro_batch_size or 'all windows at once'}), which leaves the results equal; the last "
-                "checkpoint is safe: resume it with --ckpt_path"
+                f"{self._micro_batch_size or 'all windows at once'}), which leaves the results equal"
+                f"{', or loop.agent.batch_size, all of which is imagined at once' if self.phase == 'agent' else ''}; "
+                "the last checkpoint is safe: resume it with --ckpt_path"
             ) from error
-        if (batch_idx + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if self._count >= self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
             self.flush_metrics()
 
     def _add(self, metrics: dict[str, Tensor]) -> None:
@@ -168,7 +169,7 @@ class DeltaIris(L.LightningModule):
         return self._graphed_policy if self.accelerating else self.agent
 
     def inputs(self, window: Window) -> Any:
-        """What the module of the phase trains on: the window, with its tokens, or what is imagined from it."""
+        """What the module of the phase trains on: the window, with its tokens, or a `Lesson` imagined from it."""
         if self.phase == "tokenizer":
             return window
         if self.phase == "world_model":
@@ -179,6 +180,10 @@ class DeltaIris(L.LightningModule):
         imagined = Imagination(tokenizer, world_model, self.agent.burn_in + 1).rollout(self.agent, window)
         appraised = [self.agent.appraise(part) for part in _split(imagined, self._micro_batch_size)]
         return tree_map(lambda *parts: torch.cat(parts), *appraised) if len(appraised) > 1 else appraised[0]
+
+    def lessons(self, inputs: Any) -> Iterable[Any]:
+        """What each optimizer step of a batch is on: of the agent's, there may be several."""
+        return self.agent.lessons(inputs) if self.phase == "agent" else (inputs,)
 
     def backward_step(self, inputs: Any) -> dict[str, Tensor]:
         """Compute and clip the gradients of the phase's module; return its losses and metrics.

@@ -89,7 +89,7 @@ class Agent(L.LightningModule):
         discount: γ.
         lambda_: λ of the λ-returns.
         entropy_weight: of the policy's entropy in the actor's loss.
-        target_decay: of the target network's moving average, a step.
+        target_decay: of the target network's moving average, a batch of imagined windows.
         critic_gradient: share of the critic's gradient that reaches what it has in common with the actor, the LSTM and
             the CNN; 1 is the paper's. All values move the same way at first, and the whole gradient makes the LSTM's
             units the same for all frames before the actor has learned anything from them.
@@ -98,7 +98,7 @@ class Agent(L.LightningModule):
         clip: how far the probability of an action may move, as a share of what it was before the first pass, until it
             has no more gradient.
         learning_rate, weight_decay, warmup_steps, final_fraction, decay_steps, gradient_clip: of the optimizer;
-            see `make_optimizer`.
+            see `make_optimizer`. Their steps are optimizer steps, `passes` × `parts` a batch.
 
     Raises:
         UserError: where `passes`, `parts` or `clip` make no sense.

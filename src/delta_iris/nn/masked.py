@@ -59,10 +59,14 @@ def normalized(values: Tensor, whole: Tensor, mask: Tensor) -> Tensor:
         whole: floats, the whole batch of this process.
         mask: booleans of the shape of `whole`, what of it counts.
     """
-    kept = torch.where(mask, whole.double(), 0.0)
-    sums = torch.stack([kept.sum(), kept.square().sum(), mask.sum().double()])
+    mean = _mean(whole, mask)
+    deviation = _mean((whole - mean).square(), mask).sqrt()
+    return (values - mean) / (deviation + 1e-5)
+
+
+def _mean(values: Tensor, mask: Tensor) -> Tensor:
+    """The mean over all processes, the same on each (`masked_mean` gives what is yet to be averaged over them)."""
+    sums = torch.stack(Average.of(values, mask))
     if world_size() > 1:
         dist.all_reduce(sums)
-    mean, square = sums[:2] / sums[2].clamp(min=1)
-    deviation = (square - mean.square()).clamp(min=0).sqrt()
-    return ((values - mean) / (deviation + 1e-5)).float()
+    return sums[0] / sums[1].clamp(min=1)
