@@ -139,7 +139,10 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=64, help="of a batch, a multiple of the games")
     parser.add_argument("--size", type=int, default=36, choices=[36, 64])
     parser.add_argument("--seed", type=int, default=0)
-    train(parser.parse_args())
+    args = parser.parse_args()
+    if args.windows < 1 or args.windows % args.games:
+        parser.error(f"--windows {args.windows} is no multiple of --games {args.games}")
+    train(args)
 
 
 if __name__ == "__main__":

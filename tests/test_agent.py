@@ -196,7 +196,7 @@ def test_losses_equal_their_definitions(agent, name: str) -> None:
 
 
 def moved(agent) -> None:
-    """Learn a little, so that policy, values and target differ from what they were."""
+    """Make it another policy, not far from what it was."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for p in agent.network.parameters():

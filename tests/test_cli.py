@@ -351,6 +351,7 @@ def test_print_config_and_overrides(name: str) -> None:
         (["--model.tokenizer.init_args.dim", 6], "dim 6 is not a multiple of twice heads 2"),
         (["--model.tokenizer.init_args.final_fraction", 0.1], "final_fraction is 0.1 and decay_steps 0"),
         (["--model.agent.init_args.parts", 3], "a multiple of model.agent.init_args.parts, 3"),
+        (["--model.agent.init_args.parts", 2, "--trainer.devices", 2], "parts, 2, times the 2 process(es)"),
         (["--model.agent.init_args.decay_steps", 9], "model.agent.init_args.final_fraction is 1.0 and decay_steps 9"),
     ],
 )

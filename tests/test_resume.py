@@ -27,6 +27,7 @@ class Losses(PhaseCallback):
         self.stop_after, self.by_lightning = stop_after, by_lightning
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.priorities = {sampler.priority for sampler in trainer.datamodule._samplers.values()}
         self.losses.append((module.phase, module.phase_metrics["loss"]))
         if len(self.losses) == self.stop_after:
             owner, name = (trainer, "should_stop") if self.by_lightning else (trainer.fit_loop, "stop_requested")
@@ -65,6 +66,7 @@ def train(
         window=9,
         burn_in=3,
         num_workers=1,
+        priority=2.0,
         val_episodes=1,
         test_episodes=1,
         val_batches=1,
@@ -88,6 +90,10 @@ def uninterrupted(tmp_path_factory) -> Losses:
 def test_the_agent_takes_a_step_for_each_part_of_each_pass(uninterrupted: Losses) -> None:
     taken = [schedule.last_epoch for schedule in uninterrupted.system.lr_schedulers()]
     assert taken == [10, 10, 10 * 2 * 3]
+
+
+def test_windows_are_drawn_with_the_priority_that_is_set(uninterrupted: Losses) -> None:
+    assert uninterrupted.priorities == {2.0}
 
 
 def same_weights(a: DeltaIris, b: DeltaIris) -> bool:

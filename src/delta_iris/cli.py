@@ -147,7 +147,7 @@ class DeltaIrisCLI(LightningCLI):
         assert isinstance(data, ReplayDataModule)
         model.configuration = {key: self._own[key].as_dict() for key in ("model", "data")}
         model.configuration = _plain(model.configuration)
-        check_configuration(model, data, self._get(self.config_init, "loop"))
+        check_configuration(model, data, self._get(self.config_init, "loop"), self.trainer.world_size)
         if self._published is not None:
             content, path = self._published
             check_weights(content, model.state_dict(), model.configuration, path)

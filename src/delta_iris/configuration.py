@@ -10,8 +10,8 @@ from delta_iris.system import DeltaIris
 __all__ = ["check_configuration"]
 
 
-def check_configuration(system: DeltaIris, data: ReplayDataModule, schedule: Schedule) -> None:
-    """Check what no single module can.
+def check_configuration(system: DeltaIris, data: ReplayDataModule, schedule: Schedule, processes: int) -> None:
+    """Check what no single module can, of a run on so many processes.
 
     Raises:
         UserError: names the keys that do not go together, and the way out.
@@ -25,10 +25,11 @@ def check_configuration(system: DeltaIris, data: ReplayDataModule, schedule: Sch
     for key, value in (("burn_in", system.agent.burn_in), ("horizon", system.agent.horizon)):
         if value < 1:
             raise UserError(f"model.agent.init_args.{key} is {value}: give 1 or more")
-    if schedule.agent.batch_size % system.agent.parts:
+    # Parts of one size: a captured step is of one shape.
+    if schedule.agent.batch_size % (system.agent.parts * processes):
         raise UserError(
             f"loop.agent.batch_size is {schedule.agent.batch_size}: make it a multiple of model.agent.init_args.parts, "
-            f"{system.agent.parts}"
+            f"{system.agent.parts}, times the {processes} process(es) that share a batch"
         )
     collection = schedule.collection
     if min(collection.frames, collection.frames_in(0)) < 0 or not 0 <= collection.epsilon <= 1:

@@ -26,7 +26,6 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from delta_iris.callbacks.phases import PhaseCallback, Rollout, Training
 from delta_iris.data.collector import Episode
 from delta_iris.data.datamodule import ReplayDataModule
-from delta_iris.errors import UserError
 from delta_iris.nn.distributed import gather_objects
 from delta_iris.schedule import PHASES, Schedule
 from delta_iris.system import DeltaIris
@@ -169,14 +168,7 @@ class CollectTrainLoop(_FitLoop):
             return
         for phase in PHASES:
             # Hours later would be late to learn that a batch cannot be shared out.
-            share = _data(self.trainer).share(f"loop.{phase}.batch_size", self.schedule.phase(phase).batch_size)
-            parts = _system(self.trainer).agent.parts
-            # Parts of one size: a captured step is of one shape.
-            if phase == "agent" and share % parts:
-                raise UserError(
-                    f"loop.agent.batch_size gives each process {share} windows: make that a multiple of "
-                    f"model.agent.init_args.parts, {parts}"
-                )
+            _data(self.trainer).share(f"loop.{phase}.batch_size", self.schedule.phase(phase).batch_size)
         self.reset()
         self.on_run_start()
         with _StopOnInterrupt(self):

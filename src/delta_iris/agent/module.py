@@ -225,9 +225,8 @@ class Agent(L.LightningModule):
 
         Where `lesson` is a part of a batch, `whole` is all of it: the losses of the parts add up to the batch's.
         """
-        logits, value_logits, _ = self.network(
-            lesson.frames, (lesson.hidden.unsqueeze(0).contiguous(), lesson.cell.unsqueeze(0).contiguous())
-        )
+        state = lesson.hidden.unsqueeze(0), lesson.cell.unsqueeze(0)
+        logits, value_logits, _ = self.network(lesson.frames, state)
         with full_precision(lesson.frames.device):
             mask, all_steps = lesson.counts, (whole or lesson).counts
             log_policy = F.log_softmax(logits, dim=-1)
