@@ -62,7 +62,7 @@ def main() -> None:
             loader = data.batches(args.steps, args.batch_size, args.num_workers)
             times = [seconds for _, seconds in train(world_model, losses_of, loader, device)]
             measured = {"step_ms": round(1000 * statistics.median(times), 1)}
-            measured |= held_out_losses(world_model, tokenizer, data, device)
+            measured |= held_out_losses(world_model.eval(), tokenizer, data, device)
             millions = round(count_parameters(world_model) / 1e6, 2)
             print(json.dumps({"label": label, "steps": args.steps, "parameters_m": millions} | measured), flush=True)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import ACTIONS, CODES, FRAMES, make_window, scramble
+from conftest import ACTIONS, CODES, FRAMES, make_window, make_world_model, scramble
 from torch.nn import functional as F
 
 from delta_iris.data.window import to_float
+from delta_iris.errors import UserError
+from delta_iris.nn.transformer import Transformer
 
 
 def random_tokens(batch: int = 3, seed: int = 0) -> torch.Tensor:
@@ -114,3 +116,43 @@ def test_untrained_rewards_are_zero() -> None:
     model = WorldModel(SIZE, ACTIONS, FRAMES, 4, CODES, dim=16, layers=1, heads=2, **SMALL_CNN)
     predictions = model.predict(make_window(), random_tokens())
     torch.testing.assert_close(model.rewards.mean(predictions.rewards), torch.zeros(3, FRAMES), atol=1e-5, rtol=0)
+
+
+def test_dropout_is_for_training_on_windows_alone() -> None:
+    plain, model = make_world_model(), make_world_model(dropout=0.5)
+    model.load_state_dict(plain.state_dict())
+    window, tokens, dynamics = make_window(), random_tokens(), model.dynamics
+    frames = to_float(window.frames)
+    with torch.no_grad():
+        whole = plain.predict(window, tokens)
+        one, other = model.predict(window, tokens), model.predict(window, tokens)
+        assert not torch.equal(one.tokens, other.tokens)
+        assert not torch.equal(model.eval().predict(window, tokens).tokens, one.tokens)
+        assert torch.equal(model.predict(window, tokens).tokens, whole.tokens)
+        # Imagination steps models that are in training mode: what it draws on is the whole model all the same.
+        model.train()
+        cache = dynamics.start(frames[:, :4], window.actions[:, :4], tokens[:, :4], window.valid[:, :4])
+        logits, reward, _ = dynamics.act(dynamics.look(frames[:, 4]), window.actions[:, 4], cache)
+    torch.testing.assert_close(logits, whole.tokens[:, 4, 0], atol=5e-6, rtol=1e-5)
+    torch.testing.assert_close(reward, whole.rewards[:, 4], atol=5e-6, rtol=1e-5)
+
+
+def test_dropout_leaves_a_branch_as_it_is_on_average() -> None:
+    """Of one layer, whose MLP is silenced: 4,000 draws of what attention adds, each of 0 or twice itself."""
+    torch.manual_seed(0)
+    layer = Transformer(8, 1, 2, dropout=0.5).layers[0]
+    x, attended = torch.randn(1, 3, 8), torch.randn(1, 3, 2, 4)
+    with torch.no_grad():
+        layer.mlp[-1].weight.zero_()
+        added = layer.after(x, attended) - x
+        draws = torch.stack([layer.after(x, attended, 0.5) - x for _ in range(4000)])
+    kept = draws / added
+    assert set(kept.round(decimals=2).unique().tolist()) == {0.0, 2.0}
+    # The mean of 4,000 is off by 1/√4000 = 0.016; of 24 numbers none by five times that.
+    torch.testing.assert_close(kept.mean(0), torch.ones_like(added), atol=0.08, rtol=0)
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.0])
+def test_dropout_that_is_no_share_is_refused(dropout: float) -> None:
+    with pytest.raises(UserError, match=r"model\.world_model\.init_args\.dropout"):
+        make_world_model(dropout=dropout)

@@ -160,9 +160,9 @@ def cached_attention(qkv: Tensor, cache: KVCache, layer: int, mask: Tensor | Non
 
 
 class _Layer(nn.Module):
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.dropout = heads, dropout
         self.attention_norm = nn.LayerNorm(dim)
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
@@ -182,7 +182,7 @@ class _Layer(nn.Module):
             if more := mask.shape[-1] - keys.shape[-2]:
                 keys, values = F.pad(keys, (0, 0, 0, more)), F.pad(values, (0, 0, 0, more))
             attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
-        return self.after(x, attended.transpose(1, 2))
+        return self.after(x, attended.transpose(1, 2), self.dropout if self.training else 0.0)
 
     @region(dynamic=True)
     def before(self, x: Tensor) -> Tensor:
@@ -190,10 +190,10 @@ class _Layer(nn.Module):
         return self.qkv(self.attention_norm(x)).view(*x.shape[:2], 3, self.heads, -1)
 
     @region(dynamic=True)
-    def after(self, x: Tensor, attended: Tensor) -> Tensor:
+    def after(self, x: Tensor, attended: Tensor, dropout: float = 0.0) -> Tensor:
         """What comes after it: (B, n, dim) and (B, n, H, Dh) → (B, n, dim)."""
-        x = x + self.out(attended.reshape(x.shape))
-        return x + self.mlp(self.mlp_norm(x))
+        x = x + F.dropout(self.out(attended.reshape(x.shape)), dropout, dropout > 0)
+        return x + F.dropout(self.mlp(self.mlp_norm(x)), dropout, dropout > 0)
 
 
 @region(dynamic=True)
@@ -211,14 +211,15 @@ class Transformer(nn.Module):
         layers: number of layers.
         heads: attention heads; must divide `dim`.
         depth: layers of the whole model where this stack is a part of it, for the scale of the residual branches.
+        dropout: share of what attention and MLPs add that is left out while training on windows; stepping never does.
     """
 
-    def __init__(self, dim: int, layers: int, heads: int, depth: int | None = None) -> None:
+    def __init__(self, dim: int, layers: int, heads: int, depth: int | None = None, dropout: float = 0.0) -> None:
         super().__init__()
         if dim % heads:
             raise ValueError(f"dim {dim} is not a multiple of heads {heads}")
         self.dim, self.heads = dim, heads
-        self.layers = nn.ModuleList(_Layer(dim, heads) for _ in range(layers))
+        self.layers = nn.ModuleList(_Layer(dim, heads, dropout) for _ in range(layers))
         self.apply(init_weights)
         for layer in self.layers:
             assert isinstance(layer, _Layer)

@@ -53,6 +53,7 @@ class Dynamics(nn.Module):
         max_blocks: longest window, in blocks.
         dim, layers, heads: of the Transformer.
         first_rewards: (bins,) logits of the reward's distribution before training.
+        dropout: of the Transformer.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Dynamics(nn.Module):
         layers: int,
         heads: int,
         first_rewards: Tensor,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.tokens_per_frame, self.max_blocks = tokens_per_frame, max_blocks
@@ -80,7 +82,7 @@ class Dynamics(nn.Module):
         self.token = nn.Embedding(codebook_size, dim)
         self.within = nn.Parameter(torch.randn(self.block_size, dim) * EMBEDDING_STD)
         self.time = nn.Parameter(torch.randn(max_blocks, 1, dim) * EMBEDDING_STD)
-        self.transformer = Transformer(dim, layers, heads)
+        self.transformer = Transformer(dim, layers, heads, dropout=dropout)
         self.norm = nn.LayerNorm(dim)
         self.token_head = _head(dim, codebook_size)
         self.reward_head = _head(dim, len(first_rewards))

@@ -32,12 +32,14 @@ class WorldModel(L.LightningModule):
         tokens_per_frame: K, tokens a transition.
         codebook_size: number of codewords N.
         dim, layers, heads: of the Transformer.
+        dropout: of the Transformer while it trains; none by default, as the authors'. In a short run, which learns from
+            each frame some forty times, it keeps the model from knowing its windows by heart.
         frame_channels, frame_multipliers, frame_halvings: of the frame CNN; see `FrameEncoder`.
         num_reward_bins: bins of the reward's two-hot distribution, on symlog [−20, 20].
         learning_rate, weight_decay, warmup_steps, gradient_clip: of the optimizer.
 
     Raises:
-        UserError: where sizes do not fit together.
+        UserError: where sizes do not fit together, or dropout is no share.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class WorldModel(L.LightningModule):
         dim: int = 640,
         layers: int = 10,
         heads: int = 10,
+        dropout: float = 0.0,
         frame_channels: int = 32,
         frame_multipliers: Sequence[int] = (1, 1, 2, 2, 4),
         frame_halvings: Sequence[int] = (1, 3, 4),
@@ -62,6 +65,8 @@ class WorldModel(L.LightningModule):
         super().__init__()
         if dim % heads:
             raise UserError(f"model.world_model.init_args.dim {dim} is not a multiple of heads {heads}: change either")
+        if not 0 <= dropout < 1:
+            raise UserError(f"model.world_model.init_args.dropout {dropout} is no share: give 0 or more, below 1")
         self.tokens_per_frame = tokens_per_frame
         self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
         self.gradient_clip = gradient_clip
@@ -69,7 +74,7 @@ class WorldModel(L.LightningModule):
         frame_encoder = FrameEncoder(frame_size, frame_channels, frame_multipliers, frame_halvings)
         first = self.rewards.first_logits()
         self.dynamics = Dynamics(
-            frame_encoder, num_actions, tokens_per_frame, codebook_size, window, dim, layers, heads, first
+            frame_encoder, num_actions, tokens_per_frame, codebook_size, window, dim, layers, heads, first, dropout
         )
 
     def predict(self, window: Window, tokens: Tensor) -> Predictions:
