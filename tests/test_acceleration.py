@@ -6,11 +6,11 @@ import copy
 
 import pytest
 import torch
-from conftest import make_agent, make_tokenizer, make_window, make_world_model
+from conftest import FRAMES, make_agent, make_tokenizer, make_window, make_world_model
 from torch import Tensor
 
 from delta_iris.agent import Lesson
-from delta_iris.data.window import Window
+from delta_iris.data.window import Window, to_float
 from delta_iris.nn.acceleration import accelerated
 from delta_iris.nn.cache import KVCache
 from delta_iris.nn.conv import ResidualBlock
@@ -94,6 +94,20 @@ def test_every_region_traces_as_a_whole_and_gives_the_same(phase: str, kind: str
         assert before.keys() == after.keys()
         for name, value in before.items():
             torch.testing.assert_close(after[name], value, atol=2e-6, rtol=1e-4, msg=name)
+
+
+def test_a_model_with_dropout_compiles_to_train_and_to_step() -> None:
+    """One region serves both, with and without dropout."""
+    model, window = make_world_model(dropout=0.1), make_window()
+    frames, tokens = to_float(window.frames), torch.zeros(3, FRAMES - 1, 4, dtype=torch.int64)
+    with accelerated(backend="aot_eager"):
+        model.losses(window, tokens)["token_loss"].backward()
+        with torch.no_grad():
+            cache = model.dynamics.start(frames[:, :3], window.actions[:, :3], tokens[:, :3], window.valid[:, :3])
+            stepped, _, _ = model.dynamics.act(model.dynamics.look(frames[:, 3]), window.actions[:, 3], cache)
+            whole = model.eval().predict(window, tokens).tokens[:, 3, 0]
+    # float32 sums in another order, of logits around one.
+    torch.testing.assert_close(stepped, whole, atol=5e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("frames", "block"), [(9, 5), (21, 65), (20, 66), (4, 64), (3, 128), (7, 37)])

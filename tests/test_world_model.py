@@ -145,7 +145,7 @@ def test_dropout_leaves_a_branch_as_it_is_on_average() -> None:
     with torch.no_grad():
         layer.mlp[-1].weight.zero_()
         added = layer.after(x, attended) - x
-        draws = torch.stack([layer.after(x, attended, 0.5) - x for _ in range(4000)])
+        draws = torch.stack([layer.after(x, attended, drop=True) - x for _ in range(4000)])
     kept = draws / added
     assert set(kept.round(decimals=2).unique().tolist()) == {0.0, 2.0}
     # The mean of 4,000 is off by 1/√4000 = 0.016; of 24 numbers none by five times that.

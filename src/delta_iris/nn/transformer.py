@@ -182,7 +182,7 @@ class _Layer(nn.Module):
             if more := mask.shape[-1] - keys.shape[-2]:
                 keys, values = F.pad(keys, (0, 0, 0, more)), F.pad(values, (0, 0, 0, more))
             attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
-        return self.after(x, attended.transpose(1, 2), self.dropout if self.training else 0.0)
+        return self.after(x, attended.transpose(1, 2), drop=self.training and self.dropout > 0)
 
     @region(dynamic=True)
     def before(self, x: Tensor) -> Tensor:
@@ -190,10 +190,12 @@ class _Layer(nn.Module):
         return self.qkv(self.attention_norm(x)).view(*x.shape[:2], 3, self.heads, -1)
 
     @region(dynamic=True)
-    def after(self, x: Tensor, attended: Tensor, dropout: float = 0.0) -> Tensor:
+    def after(self, x: Tensor, attended: Tensor, drop: bool = False) -> Tensor:
         """What comes after it: (B, n, dim) and (B, n, H, Dh) → (B, n, dim)."""
-        x = x + F.dropout(self.out(attended.reshape(x.shape)), dropout, dropout > 0)
-        return x + F.dropout(self.mlp(self.mlp_norm(x)), dropout, dropout > 0)
+        added = self.out(attended.reshape(x.shape))
+        x = x + (F.dropout(added, self.dropout) if drop else added)
+        added = self.mlp(self.mlp_norm(x))
+        return x + (F.dropout(added, self.dropout) if drop else added)
 
 
 @region(dynamic=True)
