@@ -32,8 +32,8 @@ class WorldModel(L.LightningModule):
         tokens_per_frame: K, tokens a transition.
         codebook_size: number of codewords N.
         dim, layers, heads: of the Transformer.
-        dropout: of the Transformer while it trains; none by default, as the authors'. In a short run, which learns from
-            each frame some thirty times, it keeps the model from knowing its windows by heart.
+        dropout: of the Transformer while it trains, against knowing its windows by heart; none by default. Each part of
+            a batch (`micro_batch_size`) has draws of its own.
         frame_channels, frame_multipliers, frame_halvings: of the frame CNN; see `FrameEncoder`.
         num_reward_bins: bins of the reward's two-hot distribution, on symlog [−20, 20].
         learning_rate, weight_decay, warmup_steps, gradient_clip: of the optimizer.
