@@ -345,6 +345,7 @@ def test_print_config_and_overrides(name: str) -> None:
         (["--loop.collection.frames", 0, "--loop.collection.first_epoch_frames", 0], "the first epoch must collect"),
         (["--data.val_episodes", 3], "data.val_episodes is 3"),
         (["--data.priority", -1], "data.priority is -1"),
+        (["--data.agent_frames", 0], "data.agent_frames is 0"),
         (["--trainer.max_steps", 10], "trainer.max_steps 10 has no meaning here"),
         (["--model.tokenizer.init_args.loss_weights", "{l3: 1.0}"], "loss_weights has no l3"),
         (["--loop.collection.epsilon", 2], "epsilon 2.0 must lie between 0 and 1"),

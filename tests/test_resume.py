@@ -27,7 +27,7 @@ class Losses(PhaseCallback):
         self.stop_after, self.by_lightning = stop_after, by_lightning
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.priorities = {sampler.priority for sampler in trainer.datamodule._samplers.values()}
+        self.samplers = trainer.datamodule._samplers.copy()
         self.losses.append((module.phase, module.phase_metrics["loss"]))
         if len(self.losses) == self.stop_after:
             owner, name = (trainer, "should_stop") if self.by_lightning else (trainer.fit_loop, "stop_requested")
@@ -67,6 +67,7 @@ def train(
         burn_in=3,
         num_workers=1,
         priority=2.0,
+        agent_frames=100,
         val_episodes=1,
         test_episodes=1,
         val_batches=1,
@@ -92,8 +93,9 @@ def test_the_agent_takes_a_step_for_each_part_of_each_pass(uninterrupted: Losses
     assert taken == [10, 10, 10 * 2 * 3]
 
 
-def test_windows_are_drawn_with_the_priority_that_is_set(uninterrupted: Losses) -> None:
-    assert uninterrupted.priorities == {2.0}
+def test_windows_are_drawn_as_the_data_module_was_told(uninterrupted: Losses) -> None:
+    told = {phase: (sampler.priority, sampler.latest_steps) for phase, sampler in uninterrupted.samplers.items()}
+    assert told == {"tokenizer": (2.0, None), "world_model": (2.0, None), "agent": (2.0, 100)}
 
 
 def same_weights(a: DeltaIris, b: DeltaIris) -> bool:

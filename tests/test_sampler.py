@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -36,6 +38,25 @@ def test_episodes_are_drawn_by_a_power_of_their_count(priority: float) -> None:
     weights = np.array([1, 2.0**-priority, 3.0**-priority])
     # Five standard deviations of a frequency of 100,000 draws.
     np.testing.assert_allclose(drawn, weights / weights.sum(), atol=5 * 0.5 / 100_000**0.5)
+
+
+@pytest.mark.parametrize("overhang_end", [False, True])
+def test_of_the_latest_steps_every_window_is_as_likely_and_no_other_is_drawn(overhang_end: bool) -> None:
+    lengths = np.array([400, 30, 7, 3])
+    sampler = WindowSampler(5, overhang_end, seed=0, latest_steps=11)
+    draws = sampler.draw(lengths, 100_000, count=True)
+    # 3 + 7 steps are not enough, so the episode before them is drawn from too.
+    windows = {(e, s) for e in (1, 2, 3) for s in range(-4, lengths[e] - (0 if overhang_end else 4))}
+    counts = Counter(draws)
+    assert set(counts) == windows
+    expected = 100_000 / len(windows)
+    # Five standard deviations of a count.
+    assert max(abs(count - expected) for count in counts.values()) < 5 * expected**0.5
+
+
+def test_latest_steps_beyond_what_there_is_are_all_there_is() -> None:
+    sampler = WindowSampler(5, True, seed=0, latest_steps=1000)
+    assert {e for e, _ in sampler.draw(np.full(3, 50), 1000, count=False)} == {0, 1, 2}
 
 
 def test_draws_count_only_when_told_and_new_episodes_come_first() -> None:

@@ -44,6 +44,8 @@ def check_configuration(system: DeltaIris, data: ReplayDataModule, schedule: Sch
         )
     if data.priority < 0:
         raise UserError(f"data.priority is {data.priority}: give 0 or more")
+    if data.agent_frames is not None and data.agent_frames < 1:
+        raise UserError(f"data.agent_frames is {data.agent_frames}: give at least 1, or null for all of the replay")
     for phase in PHASES:
         plan = schedule.phase(phase)
         for key, value in (("steps", plan.steps), ("first_epoch_steps", plan.steps_in(0))):

@@ -49,6 +49,8 @@ class ReplayDataModule(L.LightningDataModule):
         burn_in: real frames before the one that the agent first acts on.
         num_workers: processes that read ahead, for each training process.
         priority: how strongly episodes that were drawn less are preferred; see `WindowSampler`.
+        agent_frames: the agent imagines on from the latest episodes that hold so many frames together, over all
+            processes, rather than from all of the replay.
         val_episodes: test episodes played at each validation.
         test_episodes: episodes that `test` plays.
         val_batches: batches of held-out windows for the losses of tokenizer and world model.
@@ -67,6 +69,7 @@ class ReplayDataModule(L.LightningDataModule):
         burn_in: int = 5,
         num_workers: int = 2,
         priority: float = 5.0,
+        agent_frames: int | None = None,
         val_episodes: int = 16,
         test_episodes: int = 256,
         val_batches: int = 6,
@@ -76,7 +79,8 @@ class ReplayDataModule(L.LightningDataModule):
         self.environment, self.environment_options = environment, environment_options or {}
         self.frame_size, self.num_actions = frame_size, num_actions
         self.num_envs, self.num_test_envs = num_envs, num_test_envs
-        self.window, self.burn_in, self.num_workers, self.priority = window, burn_in, num_workers, priority
+        self.window, self.burn_in, self.num_workers = window, burn_in, num_workers
+        self.priority, self.agent_frames = priority, agent_frames
         self.val_episodes, self.test_episodes = val_episodes, test_episodes
         self.val_batches, self.val_batch_size = val_batches, val_batch_size
         self.replay: Replay
@@ -139,8 +143,13 @@ class ReplayDataModule(L.LightningDataModule):
         self.replay = Replay(folder, self.frame_shape)
         seed = self.seed
         for index, phase in enumerate(PHASES):
-            length = self.burn_in + 1 if phase == "agent" else self.window
-            self._samplers[phase] = WindowSampler(length, phase != "agent", seed + 7919 * index, self.priority)
+            if phase == "agent":
+                latest = self.agent_frames and -(-self.agent_frames // self.world_size)
+                length, overhang_end = self.burn_in + 1, False
+            else:
+                latest, length, overhang_end = None, self.window, True
+            own_seed = seed + 7919 * index
+            self._samplers[phase] = WindowSampler(length, overhang_end, own_seed, self.priority, latest)
         num_envs = self.share("data.num_envs", self.num_envs)
         envs = self._make_envs(num_envs)
         self.collector = Collector(envs, self.replay, self.burn_in, seed)

@@ -20,10 +20,15 @@ class WindowSampler:
             Every window with at least one real step (or, without overhang, a real last step) is as likely.
         seed: of the draws.
         priority: how strongly episodes that were drawn less are preferred; 0 for all alike, 5 for the authors' own.
+        latest_steps: where given, windows are drawn from the latest episodes that hold so many steps together, and
+            whatever the priority every one of these windows is as likely: as often as the latest policy meets them.
     """
 
-    def __init__(self, length: int, overhang_end: bool, seed: int, priority: float = 5.0) -> None:
+    def __init__(
+        self, length: int, overhang_end: bool, seed: int, priority: float = 5.0, latest_steps: int | None = None
+    ) -> None:
         self.length, self.overhang_end, self.priority = length, overhang_end, priority
+        self.latest_steps = latest_steps
         self._counts = np.zeros(0, np.int64)
         self._random = np.random.default_rng(seed)
 
@@ -40,11 +45,16 @@ class WindowSampler:
         """
         if len(self._counts) < len(lengths):
             self._counts = np.concatenate([self._counts, np.zeros(len(lengths) - len(self._counts), np.int64)])
-        # Relative to the least drawn episode, so that the weights never vanish together.
-        drawn = 1.0 + self._counts
-        weights = (drawn / drawn.min()) ** -self.priority
+        last_starts = lengths - (1 if self.overhang_end else self.length)
+        if self.latest_steps is None:
+            # Relative to the least drawn episode, so that the weights never vanish together.
+            drawn = 1.0 + self._counts
+            weights = (drawn / drawn.min()) ** -self.priority
+        else:
+            later_steps = lengths[::-1].cumsum()[::-1] - lengths
+            weights = np.where(later_steps < self.latest_steps, last_starts + self.length, 0)
         episodes = self._random.choice(len(lengths), batch_size, p=weights / weights.sum())
-        last = lengths[episodes] - (1 if self.overhang_end else self.length)
+        last = last_starts[episodes]
         starts = self._random.integers(1 - self.length, last + 1)
         if count:
             np.add.at(self._counts, episodes, 1)
