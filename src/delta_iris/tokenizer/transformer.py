@@ -272,7 +272,8 @@ class TransformerTokenizer(Tokenizer):
 
     Three arguments give the paper's letter where they are false: `difference` (the encoder sees what changed in each
     frame's pixels beside the frame itself), `previous_patches` (the decoder's last group sees the previous frame's own
-    patches) and `residual` (what is painted is added to the previous frame).
+    patches) and `residual` (what is painted is added to the previous frame: that starts from copying it, and in a long
+    training stays too near to that).
 
     Args:
         frame_size: height and width of a frame, in pixels.
