@@ -57,7 +57,7 @@ class Phase:
 
 @dataclass
 class Schedule:
-    """An epoch: collect, then train tokenizer, world model and agent, in that order (paper; spec §5).
+    """An epoch: collect, then train tokenizer, world model and agent, in that order (paper §2).
 
     Attributes:
         collection: how much is collected.

@@ -1,4 +1,4 @@
-"""Which windows to train on: rarely drawn episodes first (spec §5; the authors' count-based priority)."""
+"""Which windows to train on: rarely drawn episodes first (the authors' count-based priority), or the latest ones."""
 
 from __future__ import annotations
 

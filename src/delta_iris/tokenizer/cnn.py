@@ -1,4 +1,4 @@
-"""The lean tokenizer of the authors' later agent: a CNN whose only context is the last frame (spec §6)."""
+"""The lean tokenizer of the authors' later agent: a CNN whose only context is the last frame."""
 
 from __future__ import annotations
 
