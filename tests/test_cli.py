@@ -29,18 +29,18 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "delta_iris", *map(str, arguments)]
 
 
-def run(*arguments: object, cwd: Path, status: int = 0) -> str:
+def run(*arguments: object, cwd: Path, status: int = 0, timeout: float = 120) -> str:
     """Run the command in `cwd`; its output, both streams together."""
     done = subprocess.run(
-        command(*arguments), cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120
+        command(*arguments), cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout
     )
     assert done.returncode == status, done.stdout
     return done.stdout
 
 
-def fit(*arguments: object, cwd: Path, status: int = 0) -> str:
+def fit(*arguments: object, cwd: Path, status: int = 0, timeout: float = 120) -> str:
     configs = ("--config", ROOT / "configs" / "quickstart.yaml", "--config", TINY)
-    return run("fit", *configs, *arguments, cwd=cwd, status=status)
+    return run("fit", *configs, *arguments, cwd=cwd, status=status, timeout=timeout)
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -266,23 +266,36 @@ def test_a_killed_run_resumes_from_its_last_epoch(tmp_path: Path) -> None:
     assert "Done: 2 epochs, 700 frames" in told
 
 
-def test_a_terminated_run_leaves_no_process_behind(tmp_path: Path) -> None:
+def group_exists(process_group: int) -> bool:
+    try:
+        os.killpg(process_group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(("devices", "by", "status"), [(1, signal.SIGTERM, 143), (2, signal.SIGKILL, -9)])
+def test_a_run_that_is_ended_leaves_no_process_behind(
+    tmp_path: Path, devices: int, by: signal.Signals, status: int
+) -> None:
     configs = ("--config", ROOT / "configs" / "quickstart.yaml", "--config", TINY)
     process = subprocess.Popen(
-        command("fit", *configs, "--loop.tokenizer.steps", 2000), cwd=tmp_path, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, start_new_session=True,
+        command("fit", *configs, "--loop.tokenizer.steps", 2000, "--trainer.devices", devices), cwd=tmp_path, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     assert process.stdout is not None
     for line in process.stdout:
         if "epoch 1/2  collect" in line:
             break
     time.sleep(1)
-    process.terminate()
+    process.send_signal(by)
     try:
         process.communicate(timeout=60)  # until the last process that holds the pipe is gone
-        assert process.returncode == 143
-        with pytest.raises(ProcessLookupError):
-            os.killpg(process.pid, 0)
+        assert process.returncode == status
+        deadline = time.monotonic() + 20  # until whoever inherited the dead ones has noticed
+        while group_exists(process.pid):
+            assert time.monotonic() < deadline, "processes of the run are left"
+            time.sleep(0.5)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -291,18 +304,26 @@ def test_a_terminated_run_leaves_no_process_behind(tmp_path: Path) -> None:
 two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 
 
-@pytest.mark.parametrize("accelerator", ["cpu", pytest.param("gpu", marks=(pytest.mark.gpu, two_gpus))])
-def test_two_processes_train_together(tmp_path: Path, accelerator: str) -> None:
-    # Without compiling: how processes work together is what this is about.
-    pair = ("--trainer.accelerator", accelerator, "--trainer.devices", 2, "--model.accelerate", False)
-    told = fit(*pair, cwd=tmp_path)
+@pytest.mark.parametrize(
+    ("accelerator", "accelerate"),
+    [
+        ("cpu", False),
+        pytest.param("gpu", False, marks=(pytest.mark.gpu, two_gpus)),
+        pytest.param("gpu", True, marks=(pytest.mark.gpu, two_gpus)),
+    ],
+)
+def test_two_processes_train_together(tmp_path: Path, accelerator: str, accelerate: bool) -> None:
+    pair = ("--trainer.accelerator", accelerator, "--trainer.devices", 2, "--model.accelerate", accelerate)
+    timeout = 600 if accelerate else 120  # both compile
+    told = fit(*pair, cwd=tmp_path, timeout=timeout)
     assert "Done: 2 epochs, 700 frames" in told
     folder = tmp_path / "lightning_logs" / "quickstart" / "version_0"
     assert sorted(path.name for path in (folder / "replay").iterdir()) == ["rank_0", "rank_1"]
     assert len(list(folder.glob("events*"))) == 1
-    told = fit(*pair, "--ckpt_path", folder / "checkpoints" / "last.ckpt", "--trainer.max_epochs", 3, cwd=tmp_path)
+    last = folder / "checkpoints" / "last.ckpt"
+    told = fit(*pair, "--ckpt_path", last, "--trainer.max_epochs", 3, cwd=tmp_path, timeout=timeout)
     assert "epoch 3/3  agent" in told
-    told = fit("--ckpt_path", folder / "checkpoints" / "last.ckpt", "--trainer.max_epochs", 4, cwd=tmp_path, status=2)
+    told = fit("--ckpt_path", last, "--trainer.max_epochs", 4, cwd=tmp_path, status=2)
     assert "resume with --trainer.devices 2" in told
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,11 +16,11 @@ import torch
 from conftest import make_agent, make_tokenizer, make_window, make_world_model
 from torch import distributed as dist
 from torch import multiprocessing
-from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_map
 
 from delta_iris.agent import ImaginedWindow, Lesson
 from delta_iris.data.window import Window
-from delta_iris.strategy import _Losses
+from delta_iris.strategy import DeltaDDPStrategy
 from delta_iris.system import DeltaIris
 
 BATCH = 4
@@ -56,55 +60,117 @@ def take(inputs, rows: slice):
     return type(inputs)(*parts) if isinstance(inputs, Window | Lesson) else tuple(parts)
 
 
-def outcome(name: str, module, inputs, micro_batch_size: int | None = None, reducer=None) -> dict[str, torch.Tensor]:
-    """Gradients and buffers after one step of the system."""
+def outcome(name: str, module, inputs, micro_batch_size: int | None = None, device="cpu") -> dict[str, torch.Tensor]:
+    """Gradients and buffers after one step of the system; on a GPU, as a CUDA graph."""
     children = {"tokenizer": make_tokenizer, "world_model": make_world_model, "agent": make_agent}
     name = name.split()[0]
     system = DeltaIris(**({key: make() for key, make in children.items()} | {name: module}))
     # Without a Trainer there is nothing that would scale.
     system.manual_backward = lambda loss: loss.backward()
-    if reducer is not None:
-        system.steps[name] = reducer
-    system.begin_phase(name, micro_batch_size)
-    system.backward_step(inputs)
+    system.to(device).begin_phase(name, micro_batch_size)
+    _, learn = system._step_functions()
+    learn(tree_map(lambda x: x.to(device), inputs))
     result = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
-    return result | {f"buffer {n}": b for n, b in module.named_buffers()}
+    result |= {f"buffer {n}": b for n, b in module.named_buffers()}
+    system.forget_graphs()
+    return {key: value.cpu() for key, value in result.items()}
 
 
-def work(rank: int, name: str, micro_batch_size: int | None, port: int, path: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def step(rank: int, path: str, name: str, micro_batch_size: int | None, device: str) -> None:
+    """One step on this process's half of the batch."""
+    torch.backends.cudnn.allow_tf32 = False
     module, inputs = make_case(name)
     half = take(inputs, slice(rank * BATCH // 2, (rank + 1) * BATCH // 2))
-    reducer = DistributedDataParallel(_Losses(module))  # kept: its hooks die with it
-    result = outcome(name, module, half, micro_batch_size, reducer)
+    result = outcome(name, module, half, micro_batch_size, f"cuda:{rank}" if device == "cuda" else device)
     torch.save(result, f"{path}/{rank}.pt")
-    # One process must not tear down what the other still talks to, nor a reducer outlive its group.
+
+
+def begin(rank: int, path: str) -> None:
+    """The strategy's beginning, with weights of this process's own."""
+    torch.manual_seed(rank)
+    strategy = DeltaDDPStrategy()
+    strategy.connect(DeltaIris(make_tokenizer(), make_world_model(), make_agent()))
+    with torch.no_grad():
+        strategy.lightning_module.agent.network.actor.weight.normal_()
+    strategy.configure_ddp()
+    torch.save(strategy.lightning_module.state_dict(), f"{path}/{rank}.pt")
+
+
+def work(rank: int, port: int, backend: str, function, *args) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    if backend == "nccl":
+        torch.cuda.set_device(rank)
+    dist.init_process_group(backend, rank=rank, world_size=2)
+    function(rank, *args)
+    # One process must not tear down what the other still talks to.
     dist.barrier()
-    del reducer
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(
-    ("name", "micro_batch_size"),
-    [("tokenizer", None), ("tokenizer", 1), ("world_model", 1), ("agent", None), ("agent again", 1)],
-)
-def test_gradients_and_codebook_equal_those_of_one_process(
-    tmp_path: Path, name: str, micro_batch_size: int | None
-) -> None:
+def run_two(path: Path, backend: str, function, *args) -> list[dict[str, torch.Tensor]]:
+    """What two processes saved."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = multiprocessing.spawn(work, (name, micro_batch_size, port, str(tmp_path)), nprocs=2, join=False)
+    processes = multiprocessing.spawn(work, (port, backend, function, str(path), *args), nprocs=2, join=False)
     deadline = time.monotonic() + 90
     while not processes.join(timeout=5):
         assert time.monotonic() < deadline, "the two processes hang"
+    return [torch.load(path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+CASES = [("tokenizer", None), ("tokenizer", 1), ("world_model", 1), ("agent", None), ("agent again", 1)]
+
+
+@pytest.mark.parametrize(("name", "micro_batch_size"), CASES)
+def test_gradients_and_codebook_equal_those_of_one_process(
+    tmp_path: Path, name: str, micro_batch_size: int | None
+) -> None:
+    ranks = run_two(tmp_path, "gloo", step, name, micro_batch_size, "cpu")
     module, inputs = make_case(name)
     expected = outcome(name, module, inputs)
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert expected.keys() == ranks[0].keys()
     assert any(value.abs().sum() > 0 for value in expected.values())
     for key, value in expected.items():
         assert torch.equal(ranks[0][key], ranks[1][key]), key
         # float32 sums in another order; gradients here are at most around one.
         torch.testing.assert_close(ranks[0][key], value, atol=2e-6, rtol=1e-4, msg=key)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize(("name", "micro_batch_size"), CASES)
+def test_graphs_of_two_gpus_compute_what_one_process_does(
+    tmp_path: Path, name: str, micro_batch_size: int | None
+) -> None:
+    """Messages between processes are part of the graphs."""
+    ranks = run_two(tmp_path, "nccl", step, name, micro_batch_size, "cuda")
+    module, inputs = make_case(name)
+    for key, value in outcome(name, module, inputs).items():
+        assert torch.equal(ranks[0][key], ranks[1][key]), key
+        # As for one GPU in test_acceleration.py.
+        off, size = (ranks[0][key] - value).double().norm(), value.double().norm()
+        assert off < 1e-4 * size + 1e-6, f"{key}: off by {off:.2e} of {size:.2e}"
+
+
+def test_processes_begin_with_the_weights_of_the_first(tmp_path: Path) -> None:
+    first, second = run_two(tmp_path, "gloo", begin)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
+
+
+def test_a_process_ends_with_the_one_that_started_it() -> None:
+    watching = (
+        "import time; from delta_iris.strategy import end_with_parent; end_with_parent(0.1); "
+        "print('watching', flush=True); time.sleep(60)"
+    )
+    starting = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {watching!r}]); time.sleep(60)"
+    first = subprocess.Popen([sys.executable, "-c", starting], stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        assert first.stdout is not None
+        assert first.stdout.readline() == b"watching\n"
+        first.kill()
+        first.communicate(timeout=20)  # until the last process that holds the pipe is gone
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(first.pid, signal.SIGKILL)

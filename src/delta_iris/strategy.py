@@ -1,61 +1,62 @@
-"""Data parallelism with one gradient reducer a module."""
+"""Data parallelism whose steps can be CUDA graphs."""
 
 from __future__ import annotations
 
-import inspect
-from typing import Any
+import os
+import signal
+import threading
+import time
 
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import distributed as dist
 
-from delta_iris.schedule import PHASES
 from delta_iris.system import DeltaIris
 
-__all__ = ["DeltaDDPStrategy"]
+__all__ = ["DeltaDDPStrategy", "end_with_parent"]
 
 
-# PyTorch 2.13 renamed the argument and warns of the old one.
-_PARAMETERS = inspect.signature(DistributedDataParallel.__init__).parameters
-_NO_BUFFER_SYNC = "forward_sync_buffers" if "forward_sync_buffers" in _PARAMETERS else "broadcast_buffers"
+def end_with_parent(poll_seconds: float = 1.0) -> None:
+    """From now on, kill this process where the one that started it is gone.
 
+    Lightning's first process ends all when one of the others dies, but nobody ends them when it is itself killed: they
+    would wait in a message of a CUDA graph for ever, and keep their GPU busy with that.
+    """
+    parent = os.getppid()
 
-class _Losses(nn.Module):
-    """A module whose forward computes the losses: what DistributedDataParallel can wrap."""
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(poll_seconds)
+        os.kill(os.getpid(), signal.SIGKILL)  # a thread that waits for a GPU hears nothing less
 
-    def __init__(self, module: Any) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, *inputs: Any) -> dict[str, Tensor]:
-        return self.module.training_step(*inputs)
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
 
 
 class DeltaDDPStrategy(DDPStrategy):
-    """DDP around each of the three modules instead of around the whole.
+    """DDP without a wrapper: `DeltaIris.backward_step` averages the gradients of the module that it trains.
 
-    One reducer for all would have to look for unused parameters and would reduce all three modules at every step,
-    though each step trains one. Registered as `delta_ddp`; what `--trainer.devices N` uses.
+    PyTorch's reducer sends gradients while others are still computed, from hooks that Python runs at every step. Here a
+    step's losses, gradients, their average and clipping are one CUDA graph: thousands of launches cost more than what
+    a GPU waits for one message. Registered as `delta_ddp`; what `--trainer.devices N` uses.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
-        # Buffers need no broadcast: codebooks are updated from reduced statistics, alike on all ranks.
-        options: dict[str, Any] = {_NO_BUFFER_SYNC: False} | kwargs
-        super().__init__(**options)
+    def setup_environment(self) -> None:
+        """Join the other processes, and end with the one that started this."""
+        if self.local_rank != 0:
+            end_with_parent()
+        super().setup_environment()
 
     def configure_ddp(self) -> None:
-        """Wrap each module's losses; the root itself stays as it is."""
-        root = self.lightning_module
-        assert isinstance(root, DeltaIris)
-        for phase in PHASES:
-            root.steps[phase] = self._setup_model(_Losses(root.child(phase)))
+        """Begin with the weights of process 0 on all of them."""
+        assert self.lightning_module is not None
+        for tensor in self.lightning_module.state_dict().values():
+            dist.broadcast(tensor, src=0)
 
     def teardown(self) -> None:
-        """Take the reducers away with the process group."""
+        """Take away the graphs, whose messages the process group could not end without."""
         if isinstance(self.lightning_module, DeltaIris):
-            self.lightning_module.steps.clear()
+            self.lightning_module.forget_graphs()
         super().teardown()
 
 
 if "delta_ddp" not in StrategyRegistry:
-    StrategyRegistry.register("delta_ddp", DeltaDDPStrategy, "DDP with one gradient reducer a module")
+    StrategyRegistry.register("delta_ddp", DeltaDDPStrategy, "DDP that averages one module's gradients a step")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +11,6 @@ import lightning as L
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -26,7 +24,7 @@ from delta_iris.graphs import Graphed
 from delta_iris.held_out import HeldOut
 from delta_iris.imagination import Imagination
 from delta_iris.nn.acceleration import accelerated
-from delta_iris.nn.distributed import world_size
+from delta_iris.nn.distributed import average_gradients
 from delta_iris.nn.frozen import FrozenCopy
 from delta_iris.nn.transformer import autocast_dtype
 from delta_iris.schedule import PHASES
@@ -53,8 +51,6 @@ class DeltaIris(L.LightningModule):
         self.automatic_optimization = False
         self.tokenizer, self.world_model, self.agent = tokenizer, world_model, agent
         self.phase = PHASES[0]
-        # What computes a module's losses; a data-parallel strategy puts its gradient reducers here.
-        self.steps: dict[str, Callable[..., dict[str, Tensor]]] = {}
         self.configuration: dict[str, Any] = {}
         self.frames_trained_on = 0  # of the weights that were loaded, and where they were published
         self.published_in: Path | None = None
@@ -149,11 +145,12 @@ class DeltaIris(L.LightningModule):
                 self._frozen = FrozenCopy(self.tokenizer, dtype), FrozenCopy(self.world_model, dtype)
             pool = self._graph_pool
             make_inputs = self.inputs if phase == "tokenizer" else Graphed(self.inputs, list, pool)
-            # Reducing gradients over processes stays a sequence of launches.
-            child = self.child(phase)
-            learn = self.backward_step if world_size() > 1 else Graphed(self.backward_step, child.buffers, pool)
-            self._graphs[phase] = make_inputs, learn
+            self._graphs[phase] = make_inputs, Graphed(self.backward_step, self.child(phase).buffers, pool)
         return self._graphs[phase]
+
+    def forget_graphs(self) -> None:
+        """Let go of the steps' CUDA graphs; they are captured anew where they are needed again."""
+        self._graphs.clear()
 
     @cached_property
     def _graph_pool(self) -> Any:
@@ -186,25 +183,22 @@ class DeltaIris(L.LightningModule):
         return self.agent.lessons(inputs) if self.phase == "agent" else (inputs,)
 
     def backward_step(self, inputs: Any) -> dict[str, Tensor]:
-        """Compute and clip the gradients of the phase's module; return its losses and metrics.
+        """Compute, average over processes and clip the gradients of the phase's module; return its losses and metrics.
 
         Args:
             inputs: from `inputs`. They are worked on in parts of `micro_batch_size`, with the same result.
         """
         child = self.child(self.phase)
-        step = self.steps.get(self.phase, child.training_step)
         for parameter in child.parameters():
             parameter.grad = None
         parts = _split(inputs, self._micro_batch_size)
         metrics: dict[str, Tensor] = {}
-        for number, part in enumerate(parts, start=1):
-            # Data-parallel gradients are reduced once, with the last part.
-            more = number < len(parts)
-            with step.no_sync() if more and isinstance(step, DistributedDataParallel) else contextlib.nullcontext():
-                losses = step(part, 0, inputs) if len(parts) > 1 else step(part)
-                self.manual_backward(losses["loss"])
+        for part in parts:
+            losses = child.training_step(part, 0, inputs if len(parts) > 1 else None)
+            self.manual_backward(losses["loss"])
             for name, value in losses.items():
                 metrics[name] = metrics[name] + value.detach() if name in metrics else value.detach()
+        average_gradients(child.parameters())
         if isinstance(child, Tokenizer):
             metrics |= child.update_codebook()
         # Clipped here rather than by the Trainer, which refuses to with manual optimization; the norm is worth seeing.
