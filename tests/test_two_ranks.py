@@ -114,8 +114,12 @@ def run_two(path: Path, backend: str, function, *args) -> list[dict[str, torch.T
         port = free.getsockname()[1]
     processes = multiprocessing.spawn(work, (port, backend, function, str(path), *args), nprocs=2, join=False)
     deadline = time.monotonic() + 90
-    while not processes.join(timeout=5):
-        assert time.monotonic() < deadline, "the two processes hang"
+    try:
+        while not processes.join(timeout=5):
+            assert time.monotonic() < deadline, "the two processes hang"
+    finally:
+        for process in processes.processes:
+            process.kill()
     return [torch.load(path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
@@ -161,7 +165,7 @@ def test_processes_begin_with_the_weights_of_the_first(tmp_path: Path) -> None:
 
 def test_a_process_ends_with_the_one_that_started_it() -> None:
     watching = (
-        "import time; from delta_iris.strategy import end_with_parent; end_with_parent(0.1); "
+        "import time; from delta_iris.strategy import end_with_parent; end_with_parent(0.1, 0.5); "
         "print('watching', flush=True); time.sleep(60)"
     )
     starting = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {watching!r}]); time.sleep(60)"

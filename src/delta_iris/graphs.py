@@ -55,6 +55,12 @@ class Graphed(Generic[P, R]):
         captured.graph.replay()
         return captured.outputs
 
+    def forget(self) -> None:
+        """Take the graphs away, whoever may still hold this; a later call captures anew."""
+        for captured in self._captured.values():
+            captured.graph.reset()
+        self._captured.clear()
+
     def _capture(self, given: list[Tensor], spec: TreeSpec) -> _Captured:
         inputs = [torch.empty_like(tensor).copy_(tensor) for tensor in given]
         args, kwargs = tree_unflatten(inputs, spec)

@@ -111,9 +111,16 @@ class _PhaseLoop(_TrainingEpochLoop):
         """Whether the phase's batches are through, or a stop was asked for."""
         loop = self.trainer.fit_loop
         assert isinstance(loop, CollectTrainLoop)
-        # Processes agree by a collective, which waits for the device: not at every step.
-        agree = self.trainer.world_size == 1 or self.batch_progress.current.ready % 16 == 0
-        return (agree and loop.stop_agreed()) or super().done
+        return (self._may_wait and loop.stop_agreed()) or super().done
+
+    @property
+    def _may_wait(self) -> bool:
+        """Whether it is time to agree with other processes, by a message that waits for the device: seldom."""
+        return self.trainer.world_size == 1 or self.batch_progress.current.ready % 16 == 0
+
+    def _broadcast_sigterm_tensor(self) -> None:
+        if self._may_wait:
+            super()._broadcast_sigterm_tensor()
 
     def reset(self) -> None:
         """Count batches from zero or, in a phase that was interrupted, from there."""

@@ -15,17 +15,18 @@ from delta_iris.system import DeltaIris
 __all__ = ["DeltaDDPStrategy", "end_with_parent"]
 
 
-def end_with_parent(poll_seconds: float = 1.0) -> None:
-    """From now on, kill this process where the one that started it is gone.
+def end_with_parent(poll_seconds: float = 1.0, grace_seconds: float = 10.0) -> None:
+    """From now on, kill this process where the one that started it has been gone for a while.
 
     Lightning's first process ends all when one of the others dies, but nobody ends them when it is itself killed: they
-    would wait in a message of a CUDA graph for ever, and keep their GPU busy with that.
+    would wait in a message of a CUDA graph, and keep their GPU busy with that. The grace is for those that end anyway.
     """
     parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(poll_seconds)
+        time.sleep(grace_seconds)
         os.kill(os.getpid(), signal.SIGKILL)  # a thread that waits for a GPU hears nothing less
 
     threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
@@ -52,7 +53,7 @@ class DeltaDDPStrategy(DDPStrategy):
             dist.broadcast(tensor, src=0)
 
     def teardown(self) -> None:
-        """Take away the graphs, whose messages the process group could not end without."""
+        """Take away the graphs first: the process group cannot end while one with messages of its own is left."""
         if isinstance(self.lightning_module, DeltaIris):
             self.lightning_module.forget_graphs()
         super().teardown()

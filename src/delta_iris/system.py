@@ -150,6 +150,9 @@ class DeltaIris(L.LightningModule):
 
     def forget_graphs(self) -> None:
         """Let go of the steps' CUDA graphs; they are captured anew where they are needed again."""
+        for function in (each for pair in self._graphs.values() for each in pair):
+            if isinstance(function, Graphed):
+                function.forget()
         self._graphs.clear()
 
     @cached_property
