@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import crafter
 import pytest
 import torch
 import yaml
@@ -19,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from delta_iris import published
 from delta_iris.cli import main
+from delta_iris.data.replay import ReplayReader
 from delta_iris.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -316,6 +319,27 @@ def test_two_processes_train_together(tmp_path: Path, accelerator: str, accelera
     assert "epoch 3/3  agent" in told
     told = fit("--ckpt_path", last, "--trainer.max_epochs", 4, cwd=tmp_path, status=2)
     assert "resume with --trainer.devices 2" in told
+
+
+def test_a_run_can_begin_with_recordings_and_train_on_nothing_else(tmp_path: Path) -> None:
+    lengths = []
+    for length in (40, 50):
+        env = crafter.Recorder(crafter.Env(length=length), tmp_path / "mine", save_stats=False, save_video=False)
+        env.reset()
+        lengths.append(1)
+        while not env.step(0)[2]:
+            lengths[-1] += 1
+    own = ("--data.recordings", tmp_path / "mine", "--loop.collection.last_epoch", 0)
+    told = fit(*own, "--trainer.max_epochs", 1, cwd=tmp_path)
+    assert "recordings      2 episodes of " in told
+    assert "epoch 1/1  agent" in told
+    assert "Done: 1 epochs, 0 frames" in told
+    shutil.rmtree(tmp_path / "mine")  # the run has its own copy
+    folder = tmp_path / "lightning_logs" / "quickstart" / "version_0"
+    told = fit(*own, "--ckpt_path", folder / "checkpoints" / "last.ckpt", "--trainer.max_epochs", 2, cwd=tmp_path)
+    assert "epoch 2/2  agent" in told
+    reader = ReplayReader(folder / "replay" / "rank_0", (64, 64, 3))
+    assert sorted(map(reader.length, range(reader.num_episodes))) == sorted(lengths)
 
 
 def test_another_environment_is_a_matter_of_configuration(tmp_path: Path, monkeypatch) -> None:

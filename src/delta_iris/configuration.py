@@ -37,10 +37,10 @@ def check_configuration(system: DeltaIris, data: ReplayDataModule, schedule: Sch
             f"loop.collection: frames {collection.frames} and first_epoch_frames {collection.first_epoch_frames} must "
             f"not be negative, and epsilon {collection.epsilon} must lie between 0 and 1"
         )
-    if schedule.collection.frames_in(0) == 0:
+    if schedule.collection.frames_in(0) == 0 and data.recordings is None:
         raise UserError(
             "loop.collection: the first epoch must collect, for there is nothing else to train on: set frames and "
-            "first_epoch_frames above 0 and last_epoch to at least 1"
+            "first_epoch_frames above 0 and last_epoch to at least 1, or give data.recordings"
         )
     if data.priority < 0:
         raise UserError(f"data.priority is {data.priority}: give 0 or more")

@@ -38,6 +38,9 @@ class RunSummary(L.Callback):
                 f"{epochs} epochs".ljust(16) + f"{frames:,} frames collected, {imagined:,} imagined: "
                 f"imagined-to-collected ratio {imagined / max(1, frames):.1f}"
             )
+        recorded = trainer.datamodule.recorded_episodes  # type: ignore[attr-defined]
+        if recorded:
+            print(f"recordings      {len(recorded)} episodes of {recorded[0].parent}, with which the replay begins")
         if module.accelerating:
             told = "on: compiled, launched as CUDA graphs (the first steps of each phase take a minute)"
         else:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from delta_iris.data.collector import Collector, Episode, Policy
 from delta_iris.data.loader import WindowDataset, window_loader
+from delta_iris.data.recordings import add_recordings, find_recordings
 from delta_iris.data.replay import Replay, ReplayReader
 from delta_iris.data.sampler import WindowSampler
 from delta_iris.data.window import Window
@@ -49,6 +50,7 @@ class ReplayDataModule(L.LightningDataModule):
         burn_in: real frames before the one that the agent first acts on.
         num_workers: processes that read ahead, for each training process.
         priority: how strongly episodes that were drawn less are preferred; see `WindowSampler`.
+        recordings: a folder of episodes that a new run begins with, in the format that `read_recording` reads.
         agent_frames: the agent imagines on from the latest episodes that hold so many frames together, over all
             processes, rather than from all of the replay.
         val_episodes: test episodes played at each validation.
@@ -69,6 +71,7 @@ class ReplayDataModule(L.LightningDataModule):
         burn_in: int = 5,
         num_workers: int = 2,
         priority: float = 5.0,
+        recordings: Path | None = None,
         agent_frames: int | None = None,
         val_episodes: int = 16,
         test_episodes: int = 256,
@@ -80,12 +83,13 @@ class ReplayDataModule(L.LightningDataModule):
         self.frame_size, self.num_actions = frame_size, num_actions
         self.num_envs, self.num_test_envs = num_envs, num_test_envs
         self.window, self.burn_in, self.num_workers = window, burn_in, num_workers
-        self.priority, self.agent_frames = priority, agent_frames
+        self.priority, self.agent_frames, self.recordings = priority, agent_frames, recordings
         self.val_episodes, self.test_episodes = val_episodes, test_episodes
         self.val_batches, self.val_batch_size = val_batches, val_batch_size
         self.replay: Replay
         self.collector: Collector
         self._samplers: dict[str, WindowSampler] = {}
+        self.recorded_episodes: list[Path] = []
         self._phase_start: tuple[str, dict[str, Any]] | None = None
         self._safe_position: dict[str, int] = {}
         self._restored_random: dict[str, Any] | None = None
@@ -140,6 +144,8 @@ class ReplayDataModule(L.LightningDataModule):
             return
         assert self.trainer is not None
         folder = Path(self.trainer.log_dir or self.trainer.default_root_dir) / "replay" / f"rank_{self._rank}"
+        if self.recordings is not None and not folder.exists():  # a run that is resumed has them already
+            self.recorded_episodes = find_recordings(Path(self.recordings), self.world_size)
         self.replay = Replay(folder, self.frame_shape)
         seed = self.seed
         for index, phase in enumerate(PHASES):
@@ -198,18 +204,24 @@ class ReplayDataModule(L.LightningDataModule):
     def begin(self) -> None:
         """Get ready to collect and train; called once everything is set up and, on a resume, restored.
 
+        A new run's replay begins with the recordings; each process takes its share.
+
         Raises:
-            UserError: where the replay is another run's.
+            UserError: where the replay is another run's, or a recording is not what it should be.
         """
         if self._restored_random is not None:
             _set_random_states(self._restored_random)
             self._restored_random = None
-        elif self.replay.num_episodes:
+            return
+        if self.replay.num_episodes:
             raise UserError(
                 f"{self.replay.folder} already holds a run's replay: resume it with --ckpt_path, or choose another run "
                 "folder (trainer.logger.init_args.version)"
             )
-        elif self.world_size > 1:
+        if self.recorded_episodes:
+            add_recordings(self.replay, self.recorded_episodes[self._rank :: self.world_size], self.num_actions)
+            self.keep_collected()
+        if self.world_size > 1:
             # Until here all processes drew the same numbers, as equal initial weights need; from here each its own.
             torch.manual_seed(self.seed)
 
