@@ -95,6 +95,8 @@ def test_a_replay_holds_recordings_as_if_they_had_been_collected(tmp_path: Path)
         ({"action": np.full(21, 17)}, "actions from 17 to 17, data.num_actions is 17"),
         ({"action": np.full(21, -1)}, "actions from -1"),
         ({"reward": np.full(21, np.nan)}, "no finite numbers"),
+        ({"reward": np.full(21, "much")}, "reward <U4"),
+        ({"done": np.zeros((21, 2), bool)}, "cannot be read as an episode"),
         ({"image": np.array([None] * 21)}, "pickled objects"),
     ],
 )

@@ -45,7 +45,7 @@ def read_recording(path: Path, frame_shape: tuple[int, int, int], num_actions: i
     try:
         with np.load(path, allow_pickle=False) as file:
             image, action, reward = (file[key] for key in ("image", "action", "reward"))
-            ended = file["discount"][-1] == 0 if "discount" in file else "done" in file and file["done"][-1]
+            ended = bool(file["discount"][-1] == 0 if "discount" in file else "done" in file and file["done"][-1])
     except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(
             f"data.recordings: {path} cannot be read as an episode ({error}): it must be an .npz with image, action "
@@ -57,7 +57,8 @@ def read_recording(path: Path, frame_shape: tuple[int, int, int], num_actions: i
             f"data.recordings: image in {path} is {image.dtype} {image.shape}: give uint8 of "
             f"(T + 1, {', '.join(map(str, frame_shape))}), two images or more, or change data.frame_size"
         )
-    if not np.issubdtype(action.dtype, np.integer) or not action.shape == reward.shape == (length + 1,):
+    numbers = np.issubdtype(action.dtype, np.integer) and np.issubdtype(reward.dtype, np.number)
+    if not numbers or not action.shape == reward.shape == (length + 1,):
         raise UserError(
             f"data.recordings: in {path} action is {action.dtype} {action.shape} and reward {reward.dtype} "
             f"{reward.shape}: give integers and numbers of ({length + 1},), what came before each image (for one-hot "
