@@ -269,18 +269,25 @@ def test_a_killed_run_resumes_from_its_last_epoch(tmp_path: Path) -> None:
     assert "Done: 2 epochs, 700 frames" in told
 
 
-@pytest.mark.parametrize(("devices", "by", "status"), [(1, signal.SIGTERM, 143), (2, signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("by", "status", "arguments", "after"),
+    [
+        (signal.SIGTERM, 143, ("--loop.tokenizer.steps", 2000), "epoch 1/2  collect"),
+        # While collecting, the other process hears nothing of the first for minutes.
+        (signal.SIGKILL, -9, ("--loop.collection.first_epoch_frames", 200_000, "--trainer.devices", 2), "run folder"),
+    ],
+)
 def test_a_run_that_is_ended_leaves_no_process_behind(
-    tmp_path: Path, devices: int, by: signal.Signals, status: int
+    tmp_path: Path, by: signal.Signals, status: int, arguments: tuple[object, ...], after: str
 ) -> None:
     configs = ("--config", ROOT / "configs" / "quickstart.yaml", "--config", TINY)
     process = subprocess.Popen(
-        command("fit", *configs, "--loop.tokenizer.steps", 2000, "--trainer.devices", devices), cwd=tmp_path, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        command("fit", *configs, *arguments), cwd=tmp_path, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     assert process.stdout is not None
     for line in process.stdout:
-        if "epoch 1/2  collect" in line:
+        if after in line:
             break
     time.sleep(1)
     process.send_signal(by)
@@ -329,7 +336,7 @@ def test_a_run_can_begin_with_recordings_and_train_on_nothing_else(tmp_path: Pat
         lengths.append(1)
         while not env.step(0)[2]:
             lengths[-1] += 1
-    own = ("--data.recordings", tmp_path / "mine", "--loop.collection.last_epoch", 0)
+    own = ("--data.recordings", tmp_path / "mine", "--loop.collection.last_epoch", 0, "--trainer.devices", 2)
     told = fit(*own, "--trainer.max_epochs", 1, cwd=tmp_path)
     assert "recordings      2 episodes of " in told
     assert "epoch 1/1  agent" in told
@@ -338,8 +345,9 @@ def test_a_run_can_begin_with_recordings_and_train_on_nothing_else(tmp_path: Pat
     folder = tmp_path / "lightning_logs" / "quickstart" / "version_0"
     told = fit(*own, "--ckpt_path", folder / "checkpoints" / "last.ckpt", "--trainer.max_epochs", 2, cwd=tmp_path)
     assert "epoch 2/2  agent" in told
-    reader = ReplayReader(folder / "replay" / "rank_0", (64, 64, 3))
-    assert sorted(map(reader.length, range(reader.num_episodes))) == sorted(lengths)
+    readers = [ReplayReader(folder / "replay" / f"rank_{rank}", (64, 64, 3)) for rank in (0, 1)]
+    assert [reader.num_episodes for reader in readers] == [1, 1]
+    assert sorted(reader.length(0) for reader in readers) == sorted(lengths)
 
 
 def test_another_environment_is_a_matter_of_configuration(tmp_path: Path, monkeypatch) -> None:

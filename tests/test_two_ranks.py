@@ -87,11 +87,11 @@ def step(rank: int, path: str, name: str, micro_batch_size: int | None, device: 
 
 def begin(rank: int, path: str) -> None:
     """The strategy's beginning, with weights of this process's own."""
-    torch.manual_seed(rank)
     strategy = DeltaDDPStrategy()
     strategy.connect(DeltaIris(make_tokenizer(), make_world_model(), make_agent()))
+    generator = torch.Generator().manual_seed(rank)
     with torch.no_grad():
-        strategy.lightning_module.agent.network.actor.weight.normal_()
+        strategy.lightning_module.agent.network.actor.weight.normal_(generator=generator)
     strategy.configure_ddp()
     torch.save(strategy.lightning_module.state_dict(), f"{path}/{rank}.pt")
 
