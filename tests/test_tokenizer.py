@@ -16,7 +16,7 @@ from delta_iris.tokenizer.transformer import pooled_grids
 
 VARIANTS = [
     {},
-    {"difference": False, "previous_patches": False, "residual": False},  # the paper's letter
+    {"difference": False, "previous_patches": False, "motions": 0},  # the paper's letter
     {"patch_size": 8, "encoder_layers": (1, 1), "decoder_layers": (1, 1)},
     {"patch_size": 16, "encoder_layers": (1,), "decoder_layers": (1,)},
 ]

@@ -16,11 +16,16 @@ from delta_iris.nn.cache import KVCache
 from delta_iris.nn.conv import FrameEncoder
 from delta_iris.nn.transformer import EMBEDDING_STD, Transformer, init_weights, rotation
 from delta_iris.tokenizer.module import LossWeights, Tokenizer
+from delta_iris.tokenizer.motion import Motion
 from delta_iris.tokenizer.quantizer import VectorQuantizer
 
 __all__ = ["DecoderCache", "TransformerTokenizer", "pooled_grids"]
 
 Grid = tuple[int, int]
+
+PAINTED_LOGIT = 2.0
+"""Of the share of what is painted, before training: more than half. Copying is learned in a hundred steps, painting and
+what the tokens say for it are not, and have no gradient where all is copied."""
 
 
 def pooled_grids(frame_size: Grid, patch_size: int, tokens_per_frame: int, groups: int) -> list[Grid]:
@@ -166,7 +171,11 @@ class DecoderCache:
 
 
 class _Decoder(nn.Module):
-    """Block i is [f(x_i), a_i, tokens of the transition to x_{i+1}]; its outputs are the patches of x_{i+1}."""
+    """Block i is [f(x_i), a_i, tokens of the transition to x_{i+1}]; its outputs are the patches of x_{i+1}.
+
+    With `motions`, each pixel is a mixture of what is painted there, of x_i and of copies of x_i that the output at a_i
+    moves.
+    """
 
     def __init__(
         self,
@@ -180,10 +189,10 @@ class _Decoder(nn.Module):
         code_dim: int,
         frame_encoder: FrameEncoder,
         previous_patches: bool,
-        residual: bool,
+        motions: int,
     ) -> None:
         super().__init__()
-        self.grids, self.patch_size, self.residual = grids[::-1], patch_size, residual
+        self.grids, self.patch_size = grids[::-1], patch_size
         self.max_transitions = max_transitions
         norm = nn.LayerNorm(dim)
         nn.init.constant_(norm.weight, EMBEDDING_STD)
@@ -200,9 +209,14 @@ class _Decoder(nn.Module):
         self.groups = nn.ModuleList(Transformer(dim, n, heads, depth=sum(layers)) for n in layers)
         self.previous = _patch_embedding(patch_size, dim) if previous_patches else None
         self.norm = nn.LayerNorm(dim)
-        self.paint = nn.Linear(dim, 3 * patch_size**2)
+        self.motion = Motion(dim, motions, reach=patch_size) if motions else None
+        # Channels of a pixel: its colours, then the logits of the shares of these, of x_i and of each moved copy.
+        self.channels = [3, motions + 2] if motions else [3]
+        self.paint = nn.Linear(dim, sum(self.channels) * patch_size**2)
         nn.init.normal_(self.paint.weight, std=0.02)
         nn.init.zeros_(self.paint.bias)
+        if motions:
+            nn.init.constant_(self.paint.bias.view(-1, patch_size**2)[3], PAINTED_LOGIT)
 
     def make_cache(self, batch: int) -> DecoderCache:
         valid = torch.zeros(batch, self.max_transitions, dtype=torch.bool, device=self.within.device)
@@ -263,17 +277,23 @@ class _Decoder(nn.Module):
 
     @region()
     def _paint(self, x: Tensor, frames: Tensor) -> Tensor:
-        painted = _from_patches(self.paint(self.norm(x[:, :, 2:])), self.grids[-1], self.patch_size)
-        return frames + painted if self.residual else painted
+        outputs = self.norm(x)
+        painted = _from_patches(self.paint(outputs[:, :, 2:]), self.grids[-1], self.patch_size)
+        if self.motion is None:
+            return painted
+        painted, logits = painted.split(self.channels, dim=2)
+        moved = self.motion(frames, outputs[:, :, 1])
+        sources = torch.cat([painted.unsqueeze(2), frames.unsqueeze(2), moved], dim=2)
+        return (logits.float().softmax(2).unsqueeze(3) * sources).sum(2)
 
 
 class TransformerTokenizer(Tokenizer):
     """The paper's discrete autoencoder, with the literal Δ by default.
 
-    Three arguments give the paper's letter where they are false: `difference` (the encoder sees what changed in each
-    frame's pixels beside the frame itself), `previous_patches` (the decoder's last group sees the previous frame's own
-    patches) and `residual` (what is painted is added to the previous frame: that starts from copying it, and in a long
-    training stays too near to that).
+    Three arguments give the paper's letter where they are false or 0: `difference` (the encoder sees what changed in
+    each frame's pixels beside the frame itself), `previous_patches` (the decoder's last group sees the previous frame's
+    own patches) and `motions` (a pixel need not be painted: it may be taken from the previous frame, or from one of so
+    many copies of it, each moved as a whole by up to a patch's side; tokens then need not say what was seen already).
 
     Args:
         frame_size: height and width of a frame, in pixels.
@@ -291,7 +311,7 @@ class TransformerTokenizer(Tokenizer):
         decoder_layers: layers of each group, from the tokens to the patches; 2×2 upsampling between groups.
         frame_channels: channels of the CNN that gives the decoder one vector a frame.
         frame_multipliers, frame_halvings: its blocks; see `FrameEncoder`.
-        difference, previous_patches, residual: see above.
+        difference, previous_patches, motions: see above.
         learning_rate, weight_decay, warmup_steps, final_fraction, decay_steps, gradient_clip: of the optimizer;
             see `make_optimizer`.
         loss_weights: weights of the terms of the loss, where not the defaults.
@@ -321,7 +341,7 @@ class TransformerTokenizer(Tokenizer):
         frame_halvings: Sequence[int] = (1, 3, 4),
         difference: bool = True,
         previous_patches: bool = True,
-        residual: bool = True,
+        motions: int = 4,
         learning_rate: float = 3e-4,
         weight_decay: float = 0.01,
         warmup_steps: int = 200,
@@ -353,6 +373,8 @@ class TransformerTokenizer(Tokenizer):
                 f"model.tokenizer.init_args.codebook_decay is {codebook_decay}: give a number from 0 to below 1, the "
                 "share of a chosen codeword that stays"
             )
+        if motions < 0:
+            raise UserError(f"model.tokenizer.init_args.motions is {motions}: give 0 (none) or a number of copies")
         if dim % (2 * heads):
             raise UserError(
                 f"model.tokenizer.init_args.dim {dim} is not a multiple of twice heads {heads}, as rotary time needs: "
@@ -372,7 +394,7 @@ class TransformerTokenizer(Tokenizer):
             code_dim,
             frame_encoder,
             previous_patches,
-            residual,
+            motions,
         )
 
     def embed(self, frames: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
