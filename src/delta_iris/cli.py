@@ -212,8 +212,14 @@ def _plain(value: Any) -> Any:
 
 def main(args: ArgsType = None) -> None:
     """Run the command line; a `UserError` becomes one message and exit status 2, an interruption status 130 or 143."""
-    # Hints about matters that are settled here: workers read ahead, the loops log by themselves.
-    for message in (".*does not have many workers.*", ".*`isinstance\\(treespec, LeafSpec\\)`.*", ".*pin_memory.*"):
+    # Hints about matters that are settled here: workers read ahead, the loops log by themselves, a softmax over the few
+    # sources of a pixel is unrolled.
+    for message in (
+        ".*does not have many workers.*",
+        ".*`isinstance\\(treespec, LeafSpec\\)`.*",
+        ".*pin_memory.*",
+        "\\s*Online softmax is disabled",
+    ):
         warnings.filterwarnings("ignore", message)
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
