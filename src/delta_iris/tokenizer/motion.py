@@ -39,7 +39,7 @@ class Motion(nn.Module):
             vectors: (B, T, dim).
 
         Returns:
-            (B, T, M, C, H, W).
+            (B, T, M, C, H, W); under autocast in its type, in which what has been rounded once is moved as it is.
         """
         shares = self.kernels(vectors).float().unflatten(-1, (self.copies, 2, -1)).softmax(-1)
         height, width = frames.shape[-2:]
