@@ -83,9 +83,38 @@ def error_after(steps: int, **changes: int) -> float:
         losses["loss"].backward()
         tokenizer.update_codebook()
         optimizer.step()
-    errors = tokenizer.evaluate(scrolling(10_000))[0]
+    errors = tokenizer.eval().evaluate(scrolling(10_000))[0]
     l2, copy_l2 = (float(errors[name].total / errors[name].number) for name in ("l2", "copy_l2"))
     return l2 / copy_l2
+
+
+def test_painting_and_tokens_keep_a_gradient_where_all_is_copied() -> None:
+    gradients = {}
+    for least in (0.0, 0.05):
+        tokenizer = make_tokenizer(least_painted=least)
+        with torch.no_grad():
+            # Of the shares, the second is the last frame's: it takes all.
+            tokenizer.decoder.paint.bias.view(-1, tokenizer.decoder.patch_size**2)[4] = 200.0
+        painted = tokenizer.reconstruct(scrolling(0))[0]
+        painted.square().mean().backward()
+        gradients[least] = tokenizer.decoder.code.weight.grad.abs().sum()
+    assert gradients[0.0] == 0
+    assert gradients[0.05] > 0
+
+
+def test_a_least_share_is_painted_in_training_on_windows_alone() -> None:
+    tokenizer, window = make_tokenizer(least_painted=0.5), scrolling(0)
+    none = make_tokenizer(least_painted=0.0)
+    with torch.no_grad():
+        painted, plain = (each.reconstruct(window)[0] for each in (tokenizer, none))
+        assert not torch.allclose(painted, plain, atol=1e-3)
+        assert torch.equal(tokenizer.eval().reconstruct(window)[0], plain)
+        tokenizer.train()
+        frames, real = window.frames[:, :-1] / 255, window.transitions
+        codes = tokenizer.quantizer.lookup(tokenizer.encode(window.frames, window.actions, window.valid))
+        cached = tokenizer.decode(frames, window.actions[:, :-1], codes, real, tokenizer.start_decoding(len(frames)))
+    # float32 sums in another order, of pixels below one.
+    torch.testing.assert_close(cached, plain, atol=2e-6, rtol=1e-5)
 
 
 def test_what_scrolls_is_moved_not_painted_again() -> None:
@@ -94,6 +123,14 @@ def test_what_scrolls_is_moved_not_painted_again() -> None:
     assert error_after(150, motions=0) > 0.4  # at best the mean of all noise, half of what copying is wrong by
 
 
-def test_a_negative_number_of_copies_is_told() -> None:
-    with pytest.raises(UserError, match=r"motions is -1: give 0"):
-        make_tokenizer(motions=-1)
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"motions": -1}, r"motions is -1: give 0"),
+        ({"least_painted": 1.0}, r"least_painted is 1\.0: give a share from 0 to below 1"),
+        ({"least_painted": -0.1}, r"least_painted is -0\.1"),
+    ],
+)
+def test_what_cannot_be_is_told(changes: dict[str, float], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        make_tokenizer(**changes)

@@ -23,10 +23,6 @@ __all__ = ["DecoderCache", "TransformerTokenizer", "pooled_grids"]
 
 Grid = tuple[int, int]
 
-PAINTED_LOGIT = 2.0
-"""Of the share of what is painted, before training: more than half. Copying is learned in a hundred steps, painting and
-what the tokens say for it are not, and have no gradient where all is copied."""
-
 
 def pooled_grids(frame_size: Grid, patch_size: int, tokens_per_frame: int, groups: int) -> list[Grid]:
     """Patch grids from the finest to the one of `tokens_per_frame`, halved once between groups of layers.
@@ -174,7 +170,8 @@ class _Decoder(nn.Module):
     """Block i is [f(x_i), a_i, tokens of the transition to x_{i+1}]; its outputs are the patches of x_{i+1}.
 
     With `motions`, each pixel is a mixture of what is painted there, of x_i and of copies of x_i that the output at a_i
-    moves.
+    moves. Copying is learned in a hundred steps; in training on windows a least share keeps a gradient on painting, and
+    so on the tokens, which otherwise may say nothing for hundreds more.
     """
 
     def __init__(
@@ -190,9 +187,10 @@ class _Decoder(nn.Module):
         frame_encoder: FrameEncoder,
         previous_patches: bool,
         motions: int,
+        least_painted: float,
     ) -> None:
         super().__init__()
-        self.grids, self.patch_size = grids[::-1], patch_size
+        self.grids, self.patch_size, self.least_painted = grids[::-1], patch_size, least_painted
         self.max_transitions = max_transitions
         norm = nn.LayerNorm(dim)
         nn.init.constant_(norm.weight, EMBEDDING_STD)
@@ -215,8 +213,6 @@ class _Decoder(nn.Module):
         self.paint = nn.Linear(dim, sum(self.channels) * patch_size**2)
         nn.init.normal_(self.paint.weight, std=0.02)
         nn.init.zeros_(self.paint.bias)
-        if motions:
-            nn.init.constant_(self.paint.bias.view(-1, patch_size**2)[3], PAINTED_LOGIT)
 
     def make_cache(self, batch: int) -> DecoderCache:
         valid = torch.zeros(batch, self.max_transitions, dtype=torch.bool, device=self.within.device)
@@ -256,7 +252,7 @@ class _Decoder(nn.Module):
             block, flat = x.shape[2], x.flatten(1, 2)
             flat = group.step(flat, cache.groups[index]) if cache else group(flat, group.window_mask(valid, block))
             x = flat.unflatten(1, (length, block))
-        return self._paint(x, frames)
+        return self._paint(x, frames, least=self.training and cache is None)
 
     @region()
     def _blocks(self, vectors: Tensor, actions: Tensor, codes: Tensor, time: Tensor) -> Tensor:
@@ -276,7 +272,7 @@ class _Decoder(nn.Module):
         return torch.cat([x[:, :, :2], x[:, :, 2:] + seen], dim=2)
 
     @region()
-    def _paint(self, x: Tensor, frames: Tensor) -> Tensor:
+    def _paint(self, x: Tensor, frames: Tensor, least: bool) -> Tensor:
         outputs = self.norm(x)
         painted = _from_patches(self.paint(outputs[:, :, 2:]), self.grids[-1], self.patch_size)
         if self.motion is None:
@@ -284,7 +280,8 @@ class _Decoder(nn.Module):
         painted, logits = painted.split(self.channels, dim=2)
         moved = self.motion(frames, outputs[:, :, 1])
         sources = torch.cat([painted.unsqueeze(2), frames.unsqueeze(2), moved], dim=2)
-        return (logits.float().softmax(2).unsqueeze(3) * sources).sum(2)
+        mixed = (logits.float().softmax(2).unsqueeze(3) * sources).sum(2)
+        return torch.lerp(mixed, painted.to(mixed.dtype), self.least_painted) if least else mixed
 
 
 class TransformerTokenizer(Tokenizer):
@@ -312,6 +309,8 @@ class TransformerTokenizer(Tokenizer):
         frame_channels: channels of the CNN that gives the decoder one vector a frame.
         frame_multipliers, frame_halvings: its blocks; see `FrameEncoder`.
         difference, previous_patches, motions: see above.
+        least_painted: with `motions`, least share of a pixel that is painted in training on windows, from 0 to below 1;
+            evaluation, and decoding with a cache, have none.
         learning_rate, weight_decay, warmup_steps, final_fraction, decay_steps, gradient_clip: of the optimizer;
             see `make_optimizer`.
         loss_weights: weights of the terms of the loss, where not the defaults.
@@ -319,7 +318,7 @@ class TransformerTokenizer(Tokenizer):
             authors' is 0.1, as before it.
 
     Raises:
-        UserError: where patches, pooling and tokens do not fit together.
+        UserError: where patches, pooling and tokens do not fit together, or an argument is out of its range.
     """
 
     def __init__(
@@ -342,6 +341,7 @@ class TransformerTokenizer(Tokenizer):
         difference: bool = True,
         previous_patches: bool = True,
         motions: int = 4,
+        least_painted: float = 0.05,
         learning_rate: float = 3e-4,
         weight_decay: float = 0.01,
         warmup_steps: int = 200,
@@ -375,6 +375,10 @@ class TransformerTokenizer(Tokenizer):
             )
         if motions < 0:
             raise UserError(f"model.tokenizer.init_args.motions is {motions}: give 0 (none) or a number of copies")
+        if not 0 <= least_painted < 1:
+            raise UserError(
+                f"model.tokenizer.init_args.least_painted is {least_painted}: give a share from 0 to below 1"
+            )
         if dim % (2 * heads):
             raise UserError(
                 f"model.tokenizer.init_args.dim {dim} is not a multiple of twice heads {heads}, as rotary time needs: "
@@ -395,6 +399,7 @@ class TransformerTokenizer(Tokenizer):
             frame_encoder,
             previous_patches,
             motions,
+            least_painted,
         )
 
     def embed(self, frames: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
