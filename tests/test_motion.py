@@ -119,8 +119,8 @@ def test_a_least_share_is_painted_in_training_on_windows_alone() -> None:
 
 def test_what_scrolls_is_moved_not_painted_again() -> None:
     # Of noise nothing fits in a few tokens; only what enters at the edges, a tenth of the picture, must be guessed.
-    assert error_after(150) < 0.3
-    assert error_after(150, motions=0) > 0.4  # at best the mean of all noise, half of what copying is wrong by
+    assert error_after(60) < 0.3
+    assert error_after(60, motions=0) > 0.4  # at best the mean of all noise, half of what copying is wrong by
 
 
 @pytest.mark.parametrize(
