@@ -14,8 +14,8 @@ class Motion(nn.Module):
     """Copies of a picture, each moved as a whole by a small kernel of its own (CDNA: Finn et al., 2016).
 
     A kernel is the product of a distribution over rows and one over columns, at most `reach` pixels away; beyond the
-    picture's edges its outermost pixels go on. A picture that scrolls is then one number at each of a few places in a
-    softmax, where a Transformer over patches would have to carry every pixel from patch to patch.
+    picture's edges its outermost pixels go on. To scroll a picture, each of the two has to choose one offset; a
+    Transformer over patches would have to carry every pixel from patch to patch.
 
     Args:
         dim: width of the vectors that say how to move.
