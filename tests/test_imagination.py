@@ -35,12 +35,8 @@ def test_imagined_steps_equal_the_whole_window_forward(tokenizer, world_model) -
     all_tokens = torch.cat([known, tokens], 1)
     whole = Window(all_frames, all_actions, window.rewards, window.ends, window.valid)
     with torch.no_grad():
-        # A least share is painted in training on windows; stepping has none.
-        painted = (
-            tokenizer.eval()
-            .decode(all_frames[:, :-1], all_actions[:, :-1], tokenizer.quantizer.lookup(all_tokens), whole.transitions)
-            .clamp(0, 1)
-        )
+        codes = tokenizer.quantizer.lookup(all_tokens)
+        painted = tokenizer.decode(all_frames[:, :-1], all_actions[:, :-1], codes, whole.transitions).clamp(0, 1)
         predicted = world_model.rewards.mean(world_model.predict(whole, all_tokens).rewards)
     # float32 sums in another order, around one.
     torch.testing.assert_close(torch.stack(frames, 1), painted[:, context - 1 :], atol=5e-6, rtol=1e-5)

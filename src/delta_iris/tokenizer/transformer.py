@@ -170,8 +170,7 @@ class _Decoder(nn.Module):
     """Block i is [f(x_i), a_i, tokens of the transition to x_{i+1}]; its outputs are the patches of x_{i+1}.
 
     With `motions`, each pixel is a mixture of what is painted there, of x_i and of copies of x_i that the output at a_i
-    moves. Copying is learned in a hundred steps; in training on windows a least share keeps a gradient on painting, and
-    so on the tokens, which otherwise may say nothing for hundreds more.
+    moves.
     """
 
     def __init__(
@@ -190,7 +189,7 @@ class _Decoder(nn.Module):
         least_painted: float,
     ) -> None:
         super().__init__()
-        self.grids, self.patch_size, self.least_painted = grids[::-1], patch_size, least_painted
+        self.grids, self.patch_size = grids[::-1], patch_size
         self.max_transitions = max_transitions
         norm = nn.LayerNorm(dim)
         nn.init.constant_(norm.weight, EMBEDDING_STD)
@@ -207,10 +206,8 @@ class _Decoder(nn.Module):
         self.groups = nn.ModuleList(Transformer(dim, n, heads, depth=sum(layers)) for n in layers)
         self.previous = _patch_embedding(patch_size, dim) if previous_patches else None
         self.norm = nn.LayerNorm(dim)
-        self.motion = Motion(dim, motions, reach=patch_size) if motions else None
-        # Channels of a pixel: its colours, then the logits of the shares of these, of x_i and of each moved copy.
-        self.channels = [3, motions + 2] if motions else [3]
-        self.paint = nn.Linear(dim, sum(self.channels) * patch_size**2)
+        self.motion = Motion(dim, motions, patch_size, least_painted) if motions else None
+        self.paint = nn.Linear(dim, (self.motion.channels if self.motion else 3) * patch_size**2)
         nn.init.normal_(self.paint.weight, std=0.02)
         nn.init.zeros_(self.paint.bias)
 
@@ -252,7 +249,7 @@ class _Decoder(nn.Module):
             block, flat = x.shape[2], x.flatten(1, 2)
             flat = group.step(flat, cache.groups[index]) if cache else group(flat, group.window_mask(valid, block))
             x = flat.unflatten(1, (length, block))
-        return self._paint(x, frames, least=self.training and cache is None)
+        return self._paint(x, frames)
 
     @region()
     def _blocks(self, vectors: Tensor, actions: Tensor, codes: Tensor, time: Tensor) -> Tensor:
@@ -272,16 +269,10 @@ class _Decoder(nn.Module):
         return torch.cat([x[:, :, :2], x[:, :, 2:] + seen], dim=2)
 
     @region()
-    def _paint(self, x: Tensor, frames: Tensor, least: bool) -> Tensor:
+    def _paint(self, x: Tensor, frames: Tensor) -> Tensor:
         outputs = self.norm(x)
         painted = _from_patches(self.paint(outputs[:, :, 2:]), self.grids[-1], self.patch_size)
-        if self.motion is None:
-            return painted
-        painted, logits = painted.split(self.channels, dim=2)
-        moved = self.motion(frames, outputs[:, :, 1])
-        sources = torch.cat([painted.unsqueeze(2), frames.unsqueeze(2), moved], dim=2)
-        mixed = (logits.float().softmax(2).unsqueeze(3) * sources).sum(2)
-        return torch.lerp(mixed, painted.to(mixed.dtype), self.least_painted) if least else mixed
+        return painted if self.motion is None else self.motion(painted, frames, outputs[:, :, 1])
 
 
 class TransformerTokenizer(Tokenizer):
@@ -309,8 +300,7 @@ class TransformerTokenizer(Tokenizer):
         frame_channels: channels of the CNN that gives the decoder one vector a frame.
         frame_multipliers, frame_halvings: its blocks; see `FrameEncoder`.
         difference, previous_patches, motions: see above.
-        least_painted: with `motions`, least share of a pixel that is painted in training on windows, from 0 to below 1;
-            evaluation, and decoding with a cache, have none.
+        least_painted: with `motions`; see `Motion`.
         learning_rate, weight_decay, warmup_steps, final_fraction, decay_steps, gradient_clip: of the optimizer;
             see `make_optimizer`.
         loss_weights: weights of the terms of the loss, where not the defaults.
@@ -372,12 +362,6 @@ class TransformerTokenizer(Tokenizer):
             raise UserError(
                 f"model.tokenizer.init_args.codebook_decay is {codebook_decay}: give a number from 0 to below 1, the "
                 "share of a chosen codeword that stays"
-            )
-        if motions < 0:
-            raise UserError(f"model.tokenizer.init_args.motions is {motions}: give 0 (none) or a number of copies")
-        if not 0 <= least_painted < 1:
-            raise UserError(
-                f"model.tokenizer.init_args.least_painted is {least_painted}: give a share from 0 to below 1"
             )
         if dim % (2 * heads):
             raise UserError(
