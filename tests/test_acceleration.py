@@ -315,4 +315,4 @@ def make_cnn_tokenizer() -> CNNTokenizer:
 
     torch.manual_seed(0)
     sizes = {"channels": 8, "multipliers": (1, 2), "halvings": (0, 1), "latent_channels": 4, "frame_channels": 2}
-    return CNNTokenizer(SIZE, ACTIONS, FRAMES, 4, CODES, 8, **sizes)
+    return CNNTokenizer(SIZE, ACTIONS, FRAMES, 4, CODES, 8, **sizes, motions=2)

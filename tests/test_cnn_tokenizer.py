@@ -13,10 +13,17 @@ from delta_iris.tokenizer import CNNTokenizer
 from delta_iris.tokenizer.cnn import cells
 
 
-@pytest.fixture
-def cnn() -> CNNTokenizer:
+@pytest.fixture(params=[0, 2], ids=["painted", "moved"])
+def cnn(request) -> CNNTokenizer:
     torch.manual_seed(0)
-    sizes = {"channels": 8, "multipliers": (1, 2), "halvings": (0, 1), "latent_channels": 4, "frame_channels": 2}
+    sizes = {
+        "motions": request.param,
+        "channels": 8,
+        "multipliers": (1, 2),
+        "halvings": (0, 1),
+        "latent_channels": 4,
+        "frame_channels": 2,
+    }
     return CNNTokenizer(SIZE, ACTIONS, FRAMES, 4, CODES, 8, **sizes)
 
 

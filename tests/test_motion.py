@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from conftest import make_tokenizer
+from conftest import ACTIONS, CODES, FRAMES, SIZE, make_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
 from delta_iris.data.window import Window
 from delta_iris.errors import UserError
+from delta_iris.tokenizer import CNNTokenizer, Tokenizer
 from delta_iris.tokenizer.motion import Motion
 
 
@@ -73,9 +76,18 @@ def scrolling(seed: int) -> Window:
     return Window(torch.stack(frames, 1), actions, nothing, nothing.long(), torch.ones(batch, length, dtype=torch.bool))
 
 
-def error_after(steps: int, motions: int) -> float:
+def make_transformer(motions: int) -> Tokenizer:
+    return make_tokenizer(dim=32, learning_rate=3e-3, warmup_steps=0, motions=motions)
+
+
+def make_cnn(motions: int) -> Tokenizer:
+    torch.manual_seed(0)
+    sizes = {"channels": 8, "multipliers": (1, 2), "halvings": (0, 1), "latent_channels": 4, "frame_channels": 2}
+    return CNNTokenizer(SIZE, ACTIONS, FRAMES, 4, CODES, 8, **sizes, motions=motions, learning_rate=3e-3)
+
+
+def error_after(steps: int, tokenizer: Tokenizer) -> float:
     """Of new scenes, as a share of what copying the last frame is wrong by."""
-    tokenizer = make_tokenizer(dim=32, learning_rate=3e-3, warmup_steps=0, motions=motions)
     optimizer = tokenizer.configure_optimizers()["optimizer"]
     for seed in range(steps):
         losses = tokenizer.training_step(scrolling(seed))
@@ -121,10 +133,11 @@ def test_a_least_share_is_painted_while_gradients_are_computed_in_training() -> 
     assert torch.equal(tokenizer.eval().reconstruct(window)[0], plain)
 
 
-def test_what_scrolls_is_moved_not_painted_again() -> None:
+@pytest.mark.parametrize("make", [make_transformer, make_cnn])
+def test_what_scrolls_is_moved_not_painted_again(make: Callable[[int], Tokenizer]) -> None:
     # Of noise nothing fits in a few tokens; only what enters at the edges, a tenth of the picture, must be guessed.
-    assert error_after(60, motions=4) < 0.3
-    assert error_after(60, motions=0) > 0.4  # at best the mean of all noise, half of what copying is wrong by
+    assert error_after(60, make(4)) < 0.3
+    assert error_after(60, make(0)) > 0.4  # at best the mean of all noise, half of what copying is wrong by
 
 
 @pytest.mark.parametrize(

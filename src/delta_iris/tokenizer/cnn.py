@@ -12,11 +12,14 @@ from torch import Tensor, nn
 from delta_iris.errors import UserError
 from delta_iris.nn.conv import ConvDecoder, ConvEncoder, FrameEncoder
 from delta_iris.tokenizer.module import LossWeights, Tokenizer
+from delta_iris.tokenizer.motion import Motion
 from delta_iris.tokenizer.quantizer import VectorQuantizer
 
 __all__ = ["CNNTokenizer", "cells"]
 
 ACTION_CHANNELS = 4
+# Copies of the last frame move by vectors of so many features, up to so many pixels (a cell of Crafter's is seven).
+MOTION_DIM, REACH = 128, 8
 
 
 def cells(tokens: int, height: int, width: int) -> tuple[int, int]:
@@ -51,6 +54,9 @@ class CNNTokenizer(Tokenizer):
         channels, multipliers, halvings: of the CNNs; see `ConvEncoder`.
         latent_channels: channels of the map that the tokens are made of.
         frame_channels: channels of the decoder's features of the last frame.
+        motions: 0 for the authors' decoder, which paints every pixel; or the number of copies of the last frame, each
+            moved by up to eight pixels, that a pixel may be taken from instead; see `Motion`.
+        least_painted: with `motions`; see `Motion`.
         learning_rate, weight_decay, warmup_steps, final_fraction, decay_steps, gradient_clip: of the optimizer;
             see `make_optimizer`.
         loss_weights: weights of the terms of the loss, where not the defaults.
@@ -74,6 +80,8 @@ class CNNTokenizer(Tokenizer):
         halvings: Sequence[int] = (1, 3, 4),
         latent_channels: int = 64,
         frame_channels: int = 8,
+        motions: int = 0,
+        least_painted: float = 0.05,
         learning_rate: float = 1e-4,
         weight_decay: float = 0.01,
         warmup_steps: int = 0,
@@ -106,7 +114,12 @@ class CNNTokenizer(Tokenizer):
         self.frame = FrameEncoder(frame_size, *cnn, frame_channels)
         self.action = nn.Embedding(num_actions, ACTION_CHANNELS * rows * columns)
         self.code = nn.Linear(code_dim, self.project.in_features)
-        self.decoder = ConvDecoder(frame_channels + ACTION_CHANNELS + latent_channels, 3, *cnn)
+        known = frame_channels + ACTION_CHANNELS + latent_channels
+        self.motion = Motion(MOTION_DIM, motions, REACH, least_painted) if motions else None
+        self.decoder = ConvDecoder(known, self.motion.channels if self.motion else 3, *cnn)
+        if self.motion:
+            layer = nn.Linear(known * rows * columns, MOTION_DIM)
+            self.direction = nn.Sequential(nn.Flatten(), layer, nn.SiLU(), nn.LayerNorm(MOTION_DIM))
 
     def embed(self, frames: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
         """See `Tokenizer.embed`; padding never matters here, for nothing is seen but the transition's own frames."""
@@ -141,9 +154,12 @@ class CNNTokenizer(Tokenizer):
         acted = rearrange(self.action(actions), "b t (c h w) -> (b t) c h w", **size)
         (i, j), (h, w) = self.grid, self.cell
         told = rearrange(self.code(codes), "b t (i j) (c h w) -> (b t) c (i h) (j w)", i=i, j=j, h=h, w=w)
-        painted = self.decoder(torch.cat([looked, acted.to(looked.dtype), told], dim=1))
+        known = torch.cat([looked, acted.to(looked.dtype), told], dim=1)
         # The CNNs work on pixels from −1 to 1.
-        return rearrange((painted + 1) / 2, "(b t) c h w -> b t c h w", t=length)
+        painted = rearrange((self.decoder(known) + 1) / 2, "(b t) c h w -> b t c h w", t=length)
+        if self.motion is None:
+            return painted
+        return self.motion(painted, frames, rearrange(self.direction(known), "(b t) c -> b t c", t=length))
 
     def start_decoding(self, batch: int) -> None:
         """See `Tokenizer.start_decoding`."""
