@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
@@ -13,6 +13,10 @@ __all__ = ["accelerated", "is_accelerated", "region"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+OPTIONS: dict[str, dict[str, str | int | bool | Callable[..., Any]]] = {"inductor": {"comprehensive_padding": False}}
+"""Of each backend. With this padding, gradients of masked attention are wrong on a GPU where a head's queries are no
+multiple of 128 bytes long, as 153 of 16 numbers are not (results/throughput.md)."""
 
 _backend: str | None = None
 
@@ -61,7 +65,9 @@ def region(*, dynamic: bool = False) -> Callable[[Callable[P, R]], Callable[P, R
             if _backend not in compiled:
                 # As many variants as there are shapes: training and stepping, each group of layers.
                 torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-                compiled[_backend] = torch.compile(function, fullgraph=True, dynamic=dynamic, backend=_backend)
+                compiled[_backend] = torch.compile(
+                    function, fullgraph=True, dynamic=dynamic, backend=_backend, options=OPTIONS.get(_backend)
+                )
             return compiled[_backend](*args, **kwargs)
 
         return call
