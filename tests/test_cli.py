@@ -345,6 +345,7 @@ def test_a_run_can_begin_with_recordings_and_train_on_nothing_else(tmp_path: Pat
     folder = tmp_path / "lightning_logs" / "quickstart" / "version_0"
     told = fit(*own, "--ckpt_path", folder / "checkpoints" / "last.ckpt", "--trainer.max_epochs", 2, cwd=tmp_path)
     assert "epoch 2/2  agent" in told
+    assert [step for step, _ in scalars(folder)["test/return"]] == [12, 24]  # optimizer steps
     readers = [ReplayReader(folder / "replay" / f"rank_{rank}", (64, 64, 3)) for rank in (0, 1)]
     assert [reader.num_episodes for reader in readers] == [1, 1]
     assert sorted(reader.length(0) for reader in readers) == sorted(lengths)
@@ -385,6 +386,10 @@ def test_print_config_and_overrides(name: str) -> None:
         (["--ckpt_path", "nowhere.ckpt"], "there is no checkpoint nowhere.ckpt"),
         (["--ckpt_path", TINY], "is damaged or no checkpoint"),
         (["--trainer.strategy", "ddp"], "use auto or delta_ddp"),
+        (
+            ["--trainer.strategy", "delta_iris.strategy.DeltaDDPStrategy", "--trainer.strategy.bucket_cap_mb", 9],
+            "bucket_cap_mb",
+        ),
         (["--trainer.precision", "16-mixed"], "use bf16-mixed"),
         (["--loop.collection.frames", 0, "--loop.collection.first_epoch_frames", 0], "the first epoch must collect"),
         (["--data.val_episodes", 3], "data.val_episodes is 3"),

@@ -6,9 +6,11 @@ import os
 import signal
 import threading
 import time
+from datetime import timedelta
 
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from torch import distributed as dist
+from torch.distributed.constants import default_pg_timeout
 
 from delta_iris.system import DeltaIris
 
@@ -37,8 +39,18 @@ class DeltaDDPStrategy(DDPStrategy):
 
     PyTorch's reducer sends gradients while others are still computed, from hooks that Python runs at every step. Here a
     step's losses, gradients, their average and clipping are one CUDA graph: thousands of launches cost more than what
-    a GPU waits for one message. Registered as `delta_ddp`; what `--trainer.devices N` uses.
+    a GPU waits for one message. Registered as `delta_ddp`; what `--trainer.devices N` uses. What else DDP can be told
+    (communication hooks, bucket sizes) is for that reducer, so it is not taken.
+
+    Args:
+        process_group_backend: `nccl` on GPUs and `gloo` on CPUs where None.
+        timeout: of the processes' messages to each other.
     """
+
+    def __init__(
+        self, process_group_backend: str | None = None, timeout: timedelta | None = default_pg_timeout
+    ) -> None:
+        super().__init__(process_group_backend=process_group_backend, timeout=timeout)
 
     def setup_environment(self) -> None:
         """Join the other processes, and end with the one that started this."""

@@ -21,8 +21,9 @@ __all__ = ["EpisodeStatistics"]
 
 class EpisodeStatistics(PhaseCallback):
     """Return, length, objectives, success rates and score: of training episodes as `train/…`, of test episodes as
-    `test/…`, against the frames collected so far. `test` also prints them, writes them as JSON and, to watch, the first
-    environment's first episode as a GIF of the same name (the worlds are the same each time).
+    `test/…`, against the frames collected so far (optimizer steps, in a run that collects none). `test` also prints
+    them, writes them as JSON and, to watch, the first environment's first episode as a GIF of the same name (the worlds
+    are the same each time).
 
     The JSON is a run in Crafter's own format, which its analysis scripts read, with the summary beside it.
 
@@ -55,7 +56,9 @@ class EpisodeStatistics(PhaseCallback):
             if trainer.testing:
                 self._report(trainer, module, outcome.episodes, evaluation)
         if trainer.state.fn == "fit":
-            module.log_now(values, trainer.fit_loop.frames_collected)  # type: ignore[attr-defined]
+            # All tests of a run on recordings alone would be at 0, one over the other.
+            step = trainer.fit_loop.frames_collected or trainer.global_step  # type: ignore[attr-defined]
+            module.log_now(values, step)
 
     def _report(self, trainer: L.Trainer, module: Any, episodes: list[Episode], evaluation: Evaluation) -> None:
         checkpoint = Path(trainer.ckpt_path) if trainer.ckpt_path else None
