@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from delta_iris.data.window import Window, to_float
 from delta_iris.errors import UserError
-from delta_iris.tokenizer.transformer import pooled_grids
+from delta_iris.tokenizer.patches import pooled_grids
 
 VARIANTS = [
     {},

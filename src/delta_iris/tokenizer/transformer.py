@@ -2,277 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from delta_iris.errors import UserError
-from delta_iris.nn.acceleration import region
-from delta_iris.nn.cache import KVCache
 from delta_iris.nn.conv import FrameEncoder
-from delta_iris.nn.transformer import EMBEDDING_STD, Transformer, init_weights, rotation
+from delta_iris.tokenizer.decoder import Decoder, DecoderCache
+from delta_iris.tokenizer.encoder import Encoder
 from delta_iris.tokenizer.module import LossWeights, Tokenizer
-from delta_iris.tokenizer.motion import Motion
+from delta_iris.tokenizer.patches import pooled_grids
 from delta_iris.tokenizer.quantizer import VectorQuantizer
 
-__all__ = ["DecoderCache", "TransformerTokenizer", "pooled_grids"]
-
-Grid = tuple[int, int]
-
-
-def pooled_grids(frame_size: Grid, patch_size: int, tokens_per_frame: int, groups: int) -> list[Grid]:
-    """Patch grids from the finest to the one of `tokens_per_frame`, halved once between groups of layers.
-
-    Raises:
-        UserError: where 2×2 pooling cannot lead from the patches to the tokens, or the number of layer groups is
-            not one more than the number of poolings.
-    """
-    height, width = frame_size
-    if height % patch_size or width % patch_size:
-        raise UserError(
-            f"model.tokenizer.init_args.patch_size {patch_size} does not divide data.frame_size {height}×{width}: "
-            f"choose one of {[p for p in range(1, min(frame_size) + 1) if height % p == width % p == 0]}"
-        )
-    grids = [(height // patch_size, width // patch_size)]
-    while math.prod(grids[-1]) > tokens_per_frame and all(side % 2 == 0 for side in grids[-1]):
-        grids.append((grids[-1][0] // 2, grids[-1][1] // 2))
-    if math.prod(grids[-1]) != tokens_per_frame:
-        reachable = [math.prod(grids[0]) // 4**i for i in range(len(grids) + 1)]
-        reachable = [n for i, n in enumerate(reachable) if all(side % 2**i == 0 for side in grids[0])]
-        raise UserError(
-            f"model.tokenizer.init_args.tokens_per_frame {tokens_per_frame} cannot be reached by 2×2 pooling from a "
-            f"{grids[0][0]}×{grids[0][1]} grid of patches: choose one of {reachable}, or another patch_size"
-        )
-    if groups != len(grids):
-        raise UserError(
-            f"model.tokenizer.init_args.encoder_layers and decoder_layers need {len(grids)} entries each, one a group "
-            f"of layers: {' → '.join(f'{h}×{w}' for h, w in grids)} takes {len(grids) - 1} poolings; got {groups}"
-        )
-    return grids
-
-
-def _to_patches(frames: Tensor, size: int) -> Tensor:
-    """(B, T, C, H, W) → (B, T, patches, C · size²)."""
-    batch, time, channels, height, width = frames.shape
-    cells = frames.reshape(batch, time, channels, height // size, size, width // size, size)
-    return cells.permute(0, 1, 3, 5, 2, 4, 6).reshape(batch, time, -1, channels * size**2)
-
-
-def _from_patches(patches: Tensor, grid: Grid, size: int) -> Tensor:
-    """The inverse of `_to_patches`."""
-    batch, time = patches.shape[:2]
-    cells = patches.reshape(batch, time, *grid, -1, size, size).permute(0, 1, 4, 2, 5, 3, 6)
-    return cells.reshape(batch, time, -1, grid[0] * size, grid[1] * size)
-
-
-def _scaled(frames: Tensor) -> Tensor:
-    """Pixels from [0, 1] to [−2, 2], about unit variance."""
-    return (frames - 0.5) * 4
-
-
-def _patch_embedding(patch_size: int, dim: int, channels: int = 3) -> nn.Linear:
-    """Linear layer that gives pixels of unit variance the scale of all embeddings."""
-    layer = nn.Linear(channels * patch_size**2, dim)
-    nn.init.normal_(layer.weight, std=EMBEDDING_STD / math.sqrt(layer.in_features))
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
-def _positions(*shape: int) -> nn.Parameter:
-    return nn.Parameter(torch.randn(shape) * EMBEDDING_STD)
-
-
-class _Encoder(nn.Module):
-    """Block t is [a_{t−1}, patches of x_t beside x_t − x_{t−1}]; a token sees its whole block and all earlier ones.
-
-    Pixels are where Δ is exact. The difference of what two frames are summed up as is a fiftieth of either: to make
-    that the tokens magnifies every step of training, and they change faster than a decoder can learn them.
-
-    Time is rotary: it is in what attends to what, and nowhere in the summaries, or part of the codebook would be spent
-    on numbering the frames of a window.
-    """
-
-    def __init__(
-        self,
-        grids: list[Grid],
-        patch_size: int,
-        num_actions: int,
-        dim: int,
-        layers: Sequence[int],
-        heads: int,
-        code_dim: int,
-        difference: bool,
-    ) -> None:
-        super().__init__()
-        self.grids, self.patch_size, self.difference = grids, patch_size, difference
-        self.no_action = num_actions
-        self.patch = _patch_embedding(patch_size, dim, channels=6 if difference else 3)
-        self.action = nn.Embedding(num_actions + 1, dim)
-        init_weights(self.action)
-        self.within = _positions(1 + math.prod(grids[0]), dim)
-        self.groups = nn.ModuleList(Transformer(dim, n, heads, depth=sum(layers)) for n in layers)
-        self.project = nn.Linear(dim, code_dim)
-        nn.init.normal_(self.project.weight, std=1 / math.sqrt(dim))
-        nn.init.zeros_(self.project.bias)
-
-    def forward(self, frames: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
-        length = frames.shape[1]
-        # The first real frame of a window has no action before it, whatever the padding in front of it holds.
-        known = F.pad(valid[:, :-1], (1, 0))
-        previous = torch.where(known, F.pad(actions[:, :-1], (1, 0)), self.no_action)
-        x, time = self._blocks(frames, known, self.action(previous)), torch.arange(length, device=frames.device)
-        for index, group in enumerate(self.groups):
-            assert isinstance(group, Transformer)
-            if index > 0:
-                x = self._pool(x, self.grids[index - 1])
-            block = x.shape[2]
-            rotary = rotation(time.repeat_interleave(block, output_size=length * block), group.dim // group.heads)
-            x = group(x.flatten(1, 2), group.window_mask(valid, block), rotary).unflatten(1, (length, block))
-        return self._summarize(x)
-
-    @region()
-    def _blocks(self, frames: Tensor, known: Tensor, actions: Tensor) -> Tensor:
-        seen = _scaled(frames)
-        if self.difference:
-            # Nothing where the frame before is padding, or there is none.
-            changes = torch.where(known[:, 1:, None, None, None], seen[:, 1:] - seen[:, :-1], 0.0)
-            seen = torch.cat([seen, F.pad(changes, (0, 0, 0, 0, 0, 0, 1, 0))], dim=2)
-        patches = self.patch(_to_patches(seen, self.patch_size))
-        return torch.cat([actions.unsqueeze(2), patches], dim=2) + self.within
-
-    @region()
-    def _pool(self, x: Tensor, grid: Grid) -> Tensor:
-        """Average patch tokens over 2×2 cells of `grid`; the action token passes."""
-        cells = x[:, :, 1:].unflatten(2, (grid[0] // 2, 2, grid[1] // 2, 2))
-        return torch.cat([x[:, :, :1], cells.mean((3, 5)).flatten(2, 3)], dim=2)
-
-    @region()
-    def _summarize(self, x: Tensor) -> Tensor:
-        summary = x[:, 1:, 1:]
-        return self.project(F.layer_norm(summary, summary.shape[-1:]))
-
-
-@dataclass
-class DecoderCache:
-    """What decoding remembers of the transitions so far: a key-value cache a group of layers, which are real (B, T),
-    and how many there are."""
-
-    groups: list[KVCache]
-    valid: Tensor
-    position: int = 0
-
-
-class _Decoder(nn.Module):
-    """Block i is [f(x_i), a_i, tokens of the transition to x_{i+1}]; its outputs are the patches of x_{i+1}.
-
-    With `motions`, each pixel is a mixture of what is painted there, of x_i and of copies of x_i that the output at a_i
-    moves.
-    """
-
-    def __init__(
-        self,
-        grids: list[Grid],
-        patch_size: int,
-        num_actions: int,
-        max_transitions: int,
-        dim: int,
-        layers: Sequence[int],
-        heads: int,
-        code_dim: int,
-        frame_encoder: FrameEncoder,
-        previous_patches: bool,
-        motions: int,
-        least_painted: float,
-    ) -> None:
-        super().__init__()
-        self.grids, self.patch_size = grids[::-1], patch_size
-        self.max_transitions = max_transitions
-        norm = nn.LayerNorm(dim)
-        nn.init.constant_(norm.weight, EMBEDDING_STD)
-        self.frame = nn.Sequential(frame_encoder, nn.Linear(frame_encoder.num_features, dim), norm)
-        self.action = nn.Embedding(num_actions, dim)
-        # Codewords have unit length.
-        self.code = nn.Linear(code_dim, dim)
-        for module in (self.action, self.code):
-            init_weights(module)
-        self.within = _positions(2 + math.prod(self.grids[0]), dim)
-        self.time = _positions(max_transitions, 1, dim)
-        # Each copy of an upsampled token gets its own position.
-        self.copies = nn.ParameterList(_positions(math.prod(grid), dim) for grid in self.grids[1:])
-        self.groups = nn.ModuleList(Transformer(dim, n, heads, depth=sum(layers)) for n in layers)
-        self.previous = _patch_embedding(patch_size, dim) if previous_patches else None
-        self.norm = nn.LayerNorm(dim)
-        self.motion = Motion(dim, motions, patch_size, least_painted) if motions else None
-        self.paint = nn.Linear(dim, (self.motion.channels if self.motion else 3) * patch_size**2)
-        nn.init.normal_(self.paint.weight, std=0.02)
-        nn.init.zeros_(self.paint.bias)
-
-    def make_cache(self, batch: int) -> DecoderCache:
-        valid = torch.zeros(batch, self.max_transitions, dtype=torch.bool, device=self.within.device)
-        groups = [
-            group.make_cache(valid, 2 + math.prod(grid), "block")
-            for group, grid in zip(self.groups, self.grids, strict=True)
-            if isinstance(group, Transformer)
-        ]
-        return DecoderCache(groups, valid)
-
-    def look(self, frames: Tensor) -> Tensor:
-        return self.frame(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
-
-    def forward(
-        self,
-        frames: Tensor,
-        actions: Tensor,
-        codes: Tensor,
-        valid: Tensor,
-        cache: DecoderCache | None,
-        seen: Tensor | None,
-    ) -> Tensor:
-        length = frames.shape[1]
-        if cache is None:
-            time = self.time[:length]
-        else:
-            steps = slice(cache.position, cache.position + length)
-            cache.valid[:, steps], time = valid, self.time[steps]
-            cache.position += length
-        x = self._blocks(self.look(frames) if seen is None else seen, self.action(actions), codes, time)
-        for index, group in enumerate(self.groups):
-            assert isinstance(group, Transformer)
-            if index > 0:
-                x = self._upsample(x, index)
-            if index == len(self.groups) - 1 and self.previous is not None:
-                x = self._look_back(x, frames, self.previous)
-            block, flat = x.shape[2], x.flatten(1, 2)
-            flat = group.step(flat, cache.groups[index]) if cache else group(flat, group.window_mask(valid, block))
-            x = flat.unflatten(1, (length, block))
-        return self._paint(x, frames)
-
-    @region()
-    def _blocks(self, vectors: Tensor, actions: Tensor, codes: Tensor, time: Tensor) -> Tensor:
-        return torch.cat([vectors.unsqueeze(2), actions.unsqueeze(2), self.code(codes)], dim=2) + self.within + time
-
-    @region()
-    def _upsample(self, x: Tensor, index: int) -> Tensor:
-        """Make each token of the grid before `index` 2×2; the frame vector and the action pass."""
-        rows, columns = self.grids[index - 1]
-        coarse = x[:, :, 2:].unflatten(2, (rows, 1, columns, 1))
-        finer = coarse.expand(-1, -1, -1, 2, -1, 2, -1).flatten(2, 5) + self.copies[index - 1]
-        return torch.cat([x[:, :, :2], finer], dim=2)
-
-    @region()
-    def _look_back(self, x: Tensor, frames: Tensor, embed: nn.Module) -> Tensor:
-        seen = embed(_to_patches(_scaled(frames), self.patch_size))
-        return torch.cat([x[:, :, :2], x[:, :, 2:] + seen], dim=2)
-
-    @region()
-    def _paint(self, x: Tensor, frames: Tensor) -> Tensor:
-        outputs = self.norm(x)
-        painted = _from_patches(self.paint(outputs[:, :, 2:]), self.grids[-1], self.patch_size)
-        return painted if self.motion is None else self.motion(painted, frames, outputs[:, :, 1])
+__all__ = ["TransformerTokenizer"]
 
 
 class TransformerTokenizer(Tokenizer):
@@ -369,9 +111,9 @@ class TransformerTokenizer(Tokenizer):
                 "change either"
             )
         grids = pooled_grids(frame_size, patch_size, tokens_per_frame, len(encoder_layers))
-        self.encoder = _Encoder(grids, patch_size, num_actions, dim, encoder_layers, heads, code_dim, difference)
+        self.encoder = Encoder(grids, patch_size, num_actions, dim, encoder_layers, heads, code_dim, difference)
         frame_encoder = FrameEncoder(frame_size, frame_channels, frame_multipliers, frame_halvings)
-        self.decoder = _Decoder(
+        self.decoder = Decoder(
             grids,
             patch_size,
             num_actions,
