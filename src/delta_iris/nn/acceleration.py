@@ -15,8 +15,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 OPTIONS: dict[str, dict[str, str | int | bool | Callable[..., Any]]] = {"inductor": {"comprehensive_padding": False}}
-"""Of each backend. With this padding, gradients of masked attention are wrong on a GPU where a head's queries are no
-multiple of 128 bytes long, as 153 of 16 numbers are not (results/throughput.md)."""
+"""Of each backend. With this padding, of strides of more than 1,024 numbers to multiples of 128 bytes, gradients of
+masked attention with rotary time were wrong on a GPU: over 153 tokens, heads of 16 numbers (results/throughput.md)."""
 
 _backend: str | None = None
 

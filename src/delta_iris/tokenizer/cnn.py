@@ -64,7 +64,7 @@ class CNNTokenizer(Tokenizer):
             authors' is 0.1, as before it.
 
     Raises:
-        UserError: where frames, halvings and tokens do not fit together.
+        UserError: where frames, halvings and tokens do not fit together, or an argument is out of its range.
     """
 
     def __init__(
