@@ -163,13 +163,8 @@ def test_processes_begin_with_the_weights_of_the_first(tmp_path: Path) -> None:
     assert all(torch.equal(value, second[key]) for key, value in first.items())
 
 
-def test_a_process_ends_with_the_one_that_started_it() -> None:
-    watching = (
-        "import time; from delta_iris.strategy import end_with_parent; end_with_parent(0.1, 0.5); "
-        "print('watching', flush=True); time.sleep(60)"
-    )
-    starting = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {watching!r}]); time.sleep(60)"
-    first = subprocess.Popen([sys.executable, "-c", starting], stdout=subprocess.PIPE, start_new_session=True)
+def check_that_all_end_with(first: subprocess.Popen[bytes]) -> None:
+    """Kill a process; those that it started hold its pipe."""
     try:
         assert first.stdout is not None
         assert first.stdout.readline() == b"watching\n"
@@ -178,3 +173,37 @@ def test_a_process_ends_with_the_one_that_started_it() -> None:
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(first.pid, signal.SIGKILL)
+
+
+def test_a_process_ends_with_the_one_that_started_it() -> None:
+    watching = (
+        "import time; from delta_iris.strategy import end_with_parent; end_with_parent(0.1, 0.5); "
+        "print('watching', flush=True); time.sleep(60)"
+    )
+    starting = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {watching!r}]); time.sleep(60)"
+    check_that_all_end_with(
+        subprocess.Popen([sys.executable, "-c", starting], stdout=subprocess.PIPE, start_new_session=True)
+    )
+
+
+UNDER_TORCHRUN = """
+import functools, time, torch
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+from delta_iris import strategy
+strategy.end_with_parent = functools.partial(strategy.end_with_parent, 0.1, 0.5)
+ddp = strategy.DeltaDDPStrategy()
+ddp.cluster_environment, ddp.accelerator = TorchElasticEnvironment(), CPUAccelerator()
+ddp.parallel_devices = [torch.device("cpu")]
+ddp.setup_environment()
+print("watching", flush=True)
+time.sleep(60)
+"""
+
+
+def test_the_first_process_ends_with_torchrun(tmp_path: Path) -> None:
+    (tmp_path / "first.py").write_text(UNDER_TORCHRUN)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"]
+    check_that_all_end_with(
+        subprocess.Popen([*torchrun, str(tmp_path / "first.py")], stdout=subprocess.PIPE, start_new_session=True)
+    )

@@ -53,8 +53,9 @@ class DeltaDDPStrategy(DDPStrategy):
         super().__init__(process_group_backend=process_group_backend, timeout=timeout)
 
     def setup_environment(self) -> None:
-        """Join the other processes, and end with the one that started this."""
-        if self.local_rank != 0:
+        """Join the other processes, and end with the one that started this: the first, or torchrun or SLURM."""
+        assert self.cluster_environment is not None
+        if self.local_rank != 0 or self.cluster_environment.creates_processes_externally:
             end_with_parent()
         super().setup_environment()
 
