@@ -12,7 +12,7 @@ import torch
 
 from delta_iris.agent import Agent
 from delta_iris.data.window import Window
-from delta_iris.tokenizer import TransformerTokenizer
+from delta_iris.tokenizer import CNNTokenizer, TransformerTokenizer
 from delta_iris.world_model import WorldModel
 
 ACTIONS, FRAMES, SIZE, CODES = 5, 9, (32, 32), 32
@@ -31,6 +31,12 @@ def make_tokenizer(num_actions: int = ACTIONS, **changes) -> TransformerTokenize
     }
     torch.manual_seed(0)
     return TransformerTokenizer(SIZE, num_actions, FRAMES, 4, **(options | SMALL_CNN | changes))
+
+
+def make_cnn_tokenizer(**changes) -> CNNTokenizer:
+    options = {"channels": 8, "multipliers": (1, 2), "halvings": (0, 1), "latent_channels": 4, "frame_channels": 2}
+    torch.manual_seed(0)
+    return CNNTokenizer(SIZE, ACTIONS, FRAMES, 4, CODES, 8, **(options | changes))
 
 
 def make_world_model(num_actions: int = ACTIONS, **changes) -> WorldModel:

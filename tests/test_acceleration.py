@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from conftest import FRAMES, make_agent, make_tokenizer, make_window, make_world_model
+from conftest import FRAMES, make_agent, make_cnn_tokenizer, make_tokenizer, make_window, make_world_model
 from torch import Tensor
 
 from delta_iris.agent import Lesson
@@ -18,7 +18,7 @@ from delta_iris.nn.frozen import FrozenCopy
 from delta_iris.nn.transformer import TILE, Transformer, block_mask, cached_attention, rotation, sparse_block_mask
 from delta_iris.schedule import PHASES
 from delta_iris.system import DeltaIris
-from delta_iris.tokenizer import CNNTokenizer, Tokenizer
+from delta_iris.tokenizer import Tokenizer
 from delta_iris.tokenizer.quantizer import GROWN_UP
 
 BATCH = 6
@@ -29,6 +29,15 @@ def make_system(tokenizer: Tokenizer | None = None, device: str = "cpu", **world
     # Without a Trainer there is nothing that would scale or reduce.
     system.manual_backward = lambda loss: loss.backward()
     return system
+
+
+TOKENIZERS = ["transformer", "cnn", "cnn moved"]
+
+
+def make_kind(kind: str) -> Tokenizer:
+    if kind == "transformer":
+        return make_tokenizer()
+    return make_cnn_tokenizer(motions=2 if kind == "cnn moved" else 0)
 
 
 def window_for(system: DeltaIris, phase: str, device: str = "cpu") -> Window:
@@ -76,9 +85,9 @@ def test_codewords_settle_when_a_world_model_begins_to_learn_them() -> None:
 
 
 @pytest.mark.parametrize("phase", PHASES)
-@pytest.mark.parametrize("kind", ["transformer", "cnn"])
+@pytest.mark.parametrize("kind", TOKENIZERS)
 def test_every_region_traces_as_a_whole_and_gives_the_same(phase: str, kind: str) -> None:
-    system = make_system(make_tokenizer() if kind == "transformer" else make_cnn_tokenizer())
+    system = make_system(make_kind(kind))
     window = window_for(system, phase)
     system.begin_phase(phase)
     state = copy.deepcopy(system.state_dict())
@@ -200,7 +209,7 @@ def test_sparse_attention_equals_dense_attention(full_precision) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize(("blocks", "size"), [(9, 17), (21, 5), (11, 33)])
 def test_compiled_attention_equals_plain_at_odd_lengths(full_precision, blocks: int, size: int) -> None:
-    """Narrow heads: what attention is on is no multiple of 128 bytes long, to which compilers like to lengthen it."""
+    """Narrow heads: strides that are no multiple of 128 bytes, to which Inductor would pad them."""
     check_attention(32, blocks, size)
 
 
@@ -264,10 +273,10 @@ def test_the_decoding_kernel_equals_masked_attention(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("phase", PHASES)
-@pytest.mark.parametrize("kind", ["transformer", "cnn"])
+@pytest.mark.parametrize("kind", TOKENIZERS)
 def test_captured_steps_equal_plain_ones(full_precision, phase: str, kind: str) -> None:
     """The random numbers too, and what the capture itself changes is put back."""
-    tokenizer = make_tokenizer() if kind == "transformer" else make_cnn_tokenizer()
+    tokenizer = make_kind(kind)
     system, captured = (make_system(copy.deepcopy(tokenizer), "cuda") for _ in range(2))
     system.accelerate = False
     check_equal(run_steps(system, phase), run_steps(captured, phase))
@@ -276,7 +285,7 @@ def test_captured_steps_equal_plain_ones(full_precision, phase: str, kind: str) 
 @pytest.mark.gpu
 def test_captured_lessons_equal_plain_ones(full_precision) -> None:
     """Several optimizer steps on parts of what was imagined once: the graph reads the weights as they are by then."""
-    tokenizer = make_cnn_tokenizer()
+    tokenizer = make_kind("cnn")
     system, captured = (make_system(copy.deepcopy(tokenizer), "cuda") for _ in range(2))
     system.accelerate = False
     for each in (system, captured):
@@ -286,10 +295,10 @@ def test_captured_lessons_equal_plain_ones(full_precision) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("phase", PHASES)
-@pytest.mark.parametrize("kind", ["transformer", "cnn"])
+@pytest.mark.parametrize("kind", TOKENIZERS)
 def test_compiled_and_captured_steps_equal_plain_ones(full_precision, phase: str, kind: str) -> None:
     options = {"dim": 32, "encoder_layers": (1, 1, 1), "decoder_layers": (1, 1, 1)}
-    tokenizer = make_tokenizer(**options) if kind == "transformer" else make_cnn_tokenizer()
+    tokenizer = make_tokenizer(**options) if kind == "transformer" else make_kind(kind)
     # Heads of 16, the least that the attention kernels take.
     system, fast = (make_system(copy.deepcopy(tokenizer), "cuda", dim=32) for _ in range(2))
     system.accelerate = False
@@ -320,11 +329,3 @@ def test_a_stack_of_no_layers_steps_as_it_transforms() -> None:
     stack, x = Transformer(16, 0, 2), torch.randn(2, 6, 16)
     valid = torch.ones(2, 3, dtype=torch.bool)
     assert torch.equal(stack.step(x, stack.make_cache(valid, 2, "block")), x)
-
-
-def make_cnn_tokenizer() -> CNNTokenizer:
-    from conftest import ACTIONS, CODES, FRAMES, SIZE
-
-    torch.manual_seed(0)
-    sizes = {"channels": 8, "multipliers": (1, 2), "halvings": (0, 1), "latent_channels": 4, "frame_channels": 2}
-    return CNNTokenizer(SIZE, ACTIONS, FRAMES, 4, CODES, 8, **sizes, motions=2)

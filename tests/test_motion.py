@@ -6,14 +6,16 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import ACTIONS, CODES, FRAMES, SIZE, make_tokenizer
+from conftest import make_cnn_tokenizer, make_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
 from delta_iris.data.window import Window
 from delta_iris.errors import UserError
-from delta_iris.tokenizer import CNNTokenizer, Tokenizer
+from delta_iris.tokenizer import Tokenizer, TransformerTokenizer
 from delta_iris.tokenizer.motion import Motion
+
+Make = Callable[..., Tokenizer]
 
 
 def make_motion(copies: int, reach: int, seed: int = 0) -> Motion:
@@ -76,16 +78,6 @@ def scrolling(seed: int) -> Window:
     return Window(torch.stack(frames, 1), actions, nothing, nothing.long(), torch.ones(batch, length, dtype=torch.bool))
 
 
-def make_transformer(motions: int) -> Tokenizer:
-    return make_tokenizer(dim=32, learning_rate=3e-3, warmup_steps=0, motions=motions)
-
-
-def make_cnn(motions: int) -> Tokenizer:
-    torch.manual_seed(0)
-    sizes = {"channels": 8, "multipliers": (1, 2), "halvings": (0, 1), "latent_channels": 4, "frame_channels": 2}
-    return CNNTokenizer(SIZE, ACTIONS, FRAMES, 4, CODES, 8, **sizes, motions=motions, learning_rate=3e-3)
-
-
 def error_after(steps: int, tokenizer: Tokenizer) -> float:
     """Of new scenes, as a share of what copying the last frame is wrong by."""
     optimizer = tokenizer.configure_optimizers()["optimizer"]
@@ -100,16 +92,25 @@ def error_after(steps: int, tokenizer: Tokenizer) -> float:
     return l2 / copy_l2
 
 
-def test_painting_and_tokens_keep_a_gradient_where_all_is_copied() -> None:
+def copies_all(tokenizer: Tokenizer) -> None:
+    """Of the shares, the second is the last frame's: let it take all."""
+    with torch.no_grad():
+        if isinstance(tokenizer, TransformerTokenizer):
+            tokenizer.decoder.paint.bias.view(-1, tokenizer.decoder.patch_size**2)[4] = 200.0
+        else:
+            tokenizer.decoder.layers[-1].bias[4] = 400.0
+
+
+@pytest.mark.parametrize("make", [make_tokenizer, make_cnn_tokenizer])
+def test_painting_and_tokens_keep_a_gradient_where_all_is_copied(make: Make) -> None:
     gradients = {}
     for least in (0.0, 0.05):
-        tokenizer = make_tokenizer(least_painted=least)
-        with torch.no_grad():
-            # Of the shares, the second is the last frame's: it takes all.
-            tokenizer.decoder.paint.bias.view(-1, tokenizer.decoder.patch_size**2)[4] = 200.0
+        tokenizer = make(motions=2, least_painted=least)
+        copies_all(tokenizer)
         painted = tokenizer.reconstruct(scrolling(0))[0]
         painted.square().mean().backward()
-        gradients[least] = tokenizer.decoder.code.weight.grad.abs().sum()
+        code = next(module.code for module in tokenizer.modules() if hasattr(module, "code"))
+        gradients[least] = code.weight.grad.abs().sum()
     assert gradients[0.0] == 0
     assert gradients[0.05] > 0
 
@@ -124,20 +125,24 @@ def test_a_pixel_is_what_its_shares_say(chosen: int) -> None:
         assert torch.equal(motion(outputs, frames, vectors), sources[:, :, chosen])
 
 
-def test_a_least_share_is_painted_while_gradients_are_computed_in_training() -> None:
-    tokenizer, window = make_tokenizer(least_painted=0.5), scrolling(0)
-    painted, plain = (each.reconstruct(window)[0] for each in (tokenizer, make_tokenizer(least_painted=0.0)))
+@pytest.mark.parametrize("make", [make_tokenizer, make_cnn_tokenizer])
+def test_a_least_share_is_painted_while_gradients_are_computed_in_training(make: Make) -> None:
+    tokenizer, none, window = make(motions=2, least_painted=0.5), make(motions=2, least_painted=0.0), scrolling(0)
+    painted, plain = (each.reconstruct(window)[0] for each in (tokenizer, none))
     assert not torch.allclose(painted, plain, atol=1e-3)
     with torch.no_grad():
         assert torch.equal(tokenizer.reconstruct(window)[0], plain)
     assert torch.equal(tokenizer.eval().reconstruct(window)[0], plain)
 
 
-@pytest.mark.parametrize("make", [make_transformer, make_cnn])
-def test_what_scrolls_is_moved_not_painted_again(make: Callable[[int], Tokenizer]) -> None:
+@pytest.mark.parametrize(
+    ("make", "options"), [(make_tokenizer, {"dim": 32, "warmup_steps": 0}), (make_cnn_tokenizer, {})]
+)
+def test_what_scrolls_is_moved_not_painted_again(make: Make, options: dict[str, int]) -> None:
     # Of noise nothing fits in a few tokens; only what enters at the edges, a tenth of the picture, must be guessed.
-    assert error_after(60, make(4)) < 0.3
-    assert error_after(60, make(0)) > 0.4  # at best the mean of all noise, half of what copying is wrong by
+    assert error_after(60, make(motions=4, learning_rate=3e-3, **options)) < 0.3
+    # At best the mean of all noise, half of what copying is wrong by.
+    assert error_after(60, make(motions=0, learning_rate=3e-3, **options)) > 0.4
 
 
 @pytest.mark.parametrize(
@@ -148,6 +153,7 @@ def test_what_scrolls_is_moved_not_painted_again(make: Callable[[int], Tokenizer
         ({"least_painted": -0.1}, r"least_painted is -0\.1"),
     ],
 )
-def test_what_cannot_be_is_told(changes: dict[str, float], told: str) -> None:
+@pytest.mark.parametrize("make", [make_tokenizer, make_cnn_tokenizer])
+def test_what_cannot_be_is_told(make: Make, changes: dict[str, float], told: str) -> None:
     with pytest.raises(UserError, match=told):
-        make_tokenizer(**changes)
+        make(**changes)

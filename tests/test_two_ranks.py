@@ -163,16 +163,43 @@ def test_processes_begin_with_the_weights_of_the_first(tmp_path: Path) -> None:
     assert all(torch.equal(value, second[key]) for key, value in first.items())
 
 
-def check_that_all_end_with(first: subprocess.Popen[bytes]) -> None:
-    """Kill a process; those that it started hold its pipe."""
-    try:
+STARTED = """
+import os, time, torch
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from delta_iris import strategy
+watch = strategy.end_with_parent
+strategy.end_with_parent = lambda: watch(0.1, 0.5)
+os.environ.setdefault("LOCAL_RANK", "0")  # Lightning sets it in its first process too
+ddp = strategy.DeltaDDPStrategy()
+ddp.accelerator, ddp.parallel_devices = CPUAccelerator(), [torch.device("cpu")]
+ddp.cluster_environment = TorchElasticEnvironment() if TorchElasticEnvironment.detect() else LightningEnvironment()
+ddp.setup_environment()
+print("started", flush=True)
+time.sleep(4)
+print("finished", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("starter", "told"),
+    [
+        (["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"], b""),
+        (["-c", "import subprocess, sys; subprocess.run([sys.executable, sys.argv[1]])"], b"finished\n"),
+    ],
+    ids=["torchrun", "shell"],
+)
+def test_the_first_process_ends_with_torchrun_but_not_with_a_shell(
+    tmp_path: Path, starter: list[str], told: bytes
+) -> None:
+    (tmp_path / "first.py").write_text(STARTED)
+    command = [sys.executable, *starter, str(tmp_path / "first.py")]
+    # Whoever has the pipe can write to it: it ends with the last of them.
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as first:
         assert first.stdout is not None
-        assert first.stdout.readline() == b"watching\n"
+        assert first.stdout.readline() == b"started\n"
         first.kill()
-        first.communicate(timeout=20)  # until the last process that holds the pipe is gone
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(first.pid, signal.SIGKILL)
+        assert first.stdout.read() == told
 
 
 def test_a_process_ends_with_the_one_that_started_it() -> None:
@@ -181,29 +208,12 @@ def test_a_process_ends_with_the_one_that_started_it() -> None:
         "print('watching', flush=True); time.sleep(60)"
     )
     starting = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {watching!r}]); time.sleep(60)"
-    check_that_all_end_with(
-        subprocess.Popen([sys.executable, "-c", starting], stdout=subprocess.PIPE, start_new_session=True)
-    )
-
-
-UNDER_TORCHRUN = """
-import functools, time, torch
-from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.plugins.environments import TorchElasticEnvironment
-from delta_iris import strategy
-strategy.end_with_parent = functools.partial(strategy.end_with_parent, 0.1, 0.5)
-ddp = strategy.DeltaDDPStrategy()
-ddp.cluster_environment, ddp.accelerator = TorchElasticEnvironment(), CPUAccelerator()
-ddp.parallel_devices = [torch.device("cpu")]
-ddp.setup_environment()
-print("watching", flush=True)
-time.sleep(60)
-"""
-
-
-def test_the_first_process_ends_with_torchrun(tmp_path: Path) -> None:
-    (tmp_path / "first.py").write_text(UNDER_TORCHRUN)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"]
-    check_that_all_end_with(
-        subprocess.Popen([*torchrun, str(tmp_path / "first.py")], stdout=subprocess.PIPE, start_new_session=True)
-    )
+    first = subprocess.Popen([sys.executable, "-c", starting], stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        assert first.stdout is not None
+        assert first.stdout.readline() == b"watching\n"
+        first.kill()
+        first.communicate(timeout=20)  # until the last process that holds the pipe is gone
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(first.pid, signal.SIGKILL)

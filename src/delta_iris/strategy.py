@@ -8,6 +8,7 @@ import threading
 import time
 from datetime import timedelta
 
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from torch import distributed as dist
 from torch.distributed.constants import default_pg_timeout
@@ -54,8 +55,8 @@ class DeltaDDPStrategy(DDPStrategy):
 
     def setup_environment(self) -> None:
         """Join the other processes, and end with the one that started this: the first, or torchrun or SLURM."""
-        assert self.cluster_environment is not None
-        if self.local_rank != 0 or self.cluster_environment.creates_processes_externally:
+        # The first process that Lightning itself knows may outlive the shell that it was typed in.
+        if self.local_rank != 0 or not isinstance(self.cluster_environment, LightningEnvironment):
             end_with_parent()
         super().setup_environment()
 

@@ -56,9 +56,10 @@ class EpisodeStatistics(PhaseCallback):
             if trainer.testing:
                 self._report(trainer, module, outcome.episodes, evaluation)
         if trainer.state.fn == "fit":
-            # All tests of a run on recordings alone would be at 0, one over the other.
-            step = trainer.fit_loop.frames_collected or trainer.global_step  # type: ignore[attr-defined]
-            module.log_now(values, step)
+            loop: Any = trainer.fit_loop
+            # What is not collected in the first two epochs never is. All tests would be at 0, one over the other.
+            collects = loop.schedule.frames_until(2) > 0
+            module.log_now(values, loop.frames_collected if collects else trainer.global_step)
 
     def _report(self, trainer: L.Trainer, module: Any, episodes: list[Episode], evaluation: Evaluation) -> None:
         checkpoint = Path(trainer.ckpt_path) if trainer.ckpt_path else None

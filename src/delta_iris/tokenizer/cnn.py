@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from delta_iris.errors import UserError
 from delta_iris.nn.conv import ConvDecoder, ConvEncoder, FrameEncoder
 from delta_iris.tokenizer.module import LossWeights, Tokenizer
-from delta_iris.tokenizer.motion import Motion
+from delta_iris.tokenizer.motion import Motion, check_motions
 from delta_iris.tokenizer.quantizer import VectorQuantizer
 
 __all__ = ["CNNTokenizer", "cells"]
@@ -103,6 +103,7 @@ class CNNTokenizer(Tokenizer):
             gradient_clip,
             loss_weights or {},
         )
+        check_motions(motions, least_painted)
         height, width = frame_size
         cnn = (channels, multipliers, halvings)
         self.encoder = ConvEncoder(frame_size, 7, *cnn, latent_channels)
@@ -155,7 +156,7 @@ class CNNTokenizer(Tokenizer):
         (i, j), (h, w) = self.grid, self.cell
         told = rearrange(self.code(codes), "b t (i j) (c h w) -> (b t) c (i h) (j w)", i=i, j=j, h=h, w=w)
         known = torch.cat([looked, acted.to(looked.dtype), told], dim=1)
-        # The CNNs work on pixels from −1 to 1.
+        # The CNNs work on pixels from −1 to 1. (The logits of shares are halved with them.)
         painted = rearrange((self.decoder(known) + 1) / 2, "(b t) c h w -> b t c h w", t=length)
         if self.motion is None:
             return painted

@@ -10,7 +10,19 @@ from torch import Tensor, nn
 from delta_iris.errors import UserError
 from delta_iris.nn.acceleration import region
 
-__all__ = ["Motion"]
+__all__ = ["Motion", "check_motions"]
+
+
+def check_motions(motions: int, least_painted: float) -> None:
+    """Whether a tokenizer can have these arguments.
+
+    Raises:
+        UserError: where one is out of its range.
+    """
+    if motions < 0:
+        raise UserError(f"model.tokenizer.init_args.motions is {motions}: give 0 (none) or a number of copies")
+    if not 0 <= least_painted < 1:
+        raise UserError(f"model.tokenizer.init_args.least_painted is {least_painted}: give a share from 0 to below 1")
 
 
 class Motion(nn.Module):
@@ -35,19 +47,10 @@ class Motion(nn.Module):
     Attributes:
         channels: of what is to be painted: three colours, then the logits of the shares of these, of the last frame and
             of each moved copy.
-
-    Raises:
-        UserError: where an argument is out of its range.
     """
 
     def __init__(self, dim: int, copies: int, reach: int, least_painted: float) -> None:
         super().__init__()
-        if copies < 1:
-            raise UserError(f"model.tokenizer.init_args.motions is {copies}: give 0 (none) or a number of copies")
-        if not 0 <= least_painted < 1:
-            raise UserError(
-                f"model.tokenizer.init_args.least_painted is {least_painted}: give a share from 0 to below 1"
-            )
         self.copies, self.reach, self.least_painted = copies, reach, least_painted
         self.channels = 3 + 2 + copies
         self.kernels = nn.Linear(dim, copies * 2 * (2 * reach + 1))
@@ -76,6 +79,10 @@ class Motion(nn.Module):
 
     def move(self, frames: Tensor, vectors: Tensor) -> Tensor:
         """The copies of each frame, moved as its vector says.
+
+        Args:
+            frames: (B, T, 3, H, W).
+            vectors: (B, T, dim).
 
         Returns:
             (B, T, M, 3, H, W); under autocast in its type, in which what has been rounded once is moved as it is.

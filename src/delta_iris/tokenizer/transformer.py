@@ -11,6 +11,7 @@ from delta_iris.nn.conv import FrameEncoder
 from delta_iris.tokenizer.decoder import Decoder, DecoderCache
 from delta_iris.tokenizer.encoder import Encoder
 from delta_iris.tokenizer.module import LossWeights, Tokenizer
+from delta_iris.tokenizer.motion import check_motions
 from delta_iris.tokenizer.patches import pooled_grids
 from delta_iris.tokenizer.quantizer import VectorQuantizer
 
@@ -105,6 +106,7 @@ class TransformerTokenizer(Tokenizer):
                 f"model.tokenizer.init_args.codebook_decay is {codebook_decay}: give a number from 0 to below 1, the "
                 "share of a chosen codeword that stays"
             )
+        check_motions(motions, least_painted)
         if dim % (2 * heads):
             raise UserError(
                 f"model.tokenizer.init_args.dim {dim} is not a multiple of twice heads {heads}, as rotary time needs: "
