@@ -153,7 +153,6 @@ def chained(tokenizer: Tokenizer, window: Window, tokens: Tensor) -> dict[str, A
 
 def evaluate(tokenizer: Tokenizer, windows: list[Window], device: torch.device) -> dict[str, float]:
     """Means over the held-out windows, and the entropy of all their codes together."""
-    tokenizer.eval()
     sums: dict[str, Average] = {}
     counts = torch.zeros(tokenizer.codebook_size, device=device)
     with half_precision(device):
@@ -163,7 +162,6 @@ def evaluate(tokenizer: Tokenizer, windows: list[Window], device: torch.device) 
             for name, value in values.items():
                 sums[name] = sums[name] + value if name in sums else value
             counts += tokens[window.transitions].flatten().bincount(minlength=len(counts))
-    tokenizer.train()
     means = {name: float(total / count) for name, (total, count) in sums.items()}
     return means | {"codebook_entropy": float(code_entropy(counts)), "codewords": int((counts > 0).sum())}
 

@@ -87,7 +87,7 @@ def error_after(steps: int, tokenizer: Tokenizer) -> float:
         losses["loss"].backward()
         tokenizer.update_codebook()
         optimizer.step()
-    errors = tokenizer.eval().evaluate(scrolling(10_000))[0]
+    errors = tokenizer.evaluate(scrolling(10_000))[0]
     l2, copy_l2 = (float(errors[name].total / errors[name].number) for name in ("l2", "copy_l2"))
     return l2 / copy_l2
 

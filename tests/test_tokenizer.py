@@ -96,7 +96,7 @@ def test_padding_never_leaks(changes) -> None:
 @pytest.mark.parametrize("changes", VARIANTS)
 @pytest.mark.parametrize("first", [0, 1, 4])
 def test_decoding_with_a_cache_equals_the_whole_window(changes, first: int) -> None:
-    tokenizer = make_tokenizer(**changes).eval()
+    tokenizer = make_tokenizer(**changes)
     window = make_window(padded=first > 0)
     window.valid[1, -2:] = True
     frames, real = to_float(window.frames), window.transitions

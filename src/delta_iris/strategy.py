@@ -54,7 +54,7 @@ class DeltaDDPStrategy(DDPStrategy):
         super().__init__(process_group_backend=process_group_backend, timeout=timeout)
 
     def setup_environment(self) -> None:
-        """Join the other processes, and end with the one that started this: the first, or torchrun or SLURM."""
+        """Join the other processes, and end with the one that started this: the first, or one such as torchrun."""
         # The first process that Lightning itself knows may outlive the shell that it was typed in.
         if self.local_rank != 0 or not isinstance(self.cluster_environment, LightningEnvironment):
             end_with_parent()
