@@ -23,8 +23,8 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from delta_iris.agent import Agent, ImaginedWindow
-from delta_iris.data.window import to_float
+from delta_iris.actor_critic.module import Agent, ImaginedWindow
+from delta_iris.data.segment import to_float
 from delta_iris.envs.vector import make_vector_env
 
 ACTIONS = 17

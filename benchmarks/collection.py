@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from gymnasium.vector import AsyncVectorEnv
 
-from delta_iris.agent import Agent
+from delta_iris.actor_critic.module import Agent
 from delta_iris.data.collector import Collector, Episode
 from delta_iris.data.replay import Replay
 from delta_iris.envs.vector import check_environment, make_vector_env

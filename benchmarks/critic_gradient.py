@@ -16,7 +16,7 @@ import json
 import torch
 from torch import Tensor, nn
 
-from delta_iris.agent import Agent, ImaginedWindow
+from delta_iris.actor_critic.module import Agent, ImaginedWindow
 
 CELLS, PIXELS, BLOCKS = 4, 4, 6
 

@@ -33,7 +33,7 @@ CASES = {
 }
 """Configurations that each case stacks, and whether it is resumed after its first epoch."""
 
-THREADS = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")}
+THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
 
 
 def run(tree: Path, configs: Path, out: Path) -> None:

@@ -21,7 +21,7 @@ from tokenizer import load_module
 
 from delta_iris.data.loader import WindowDataset
 from delta_iris.data.replay import ReplayReader
-from delta_iris.data.window import Window
+from delta_iris.data.segment import Window
 
 Draws = list[tuple[int, int]]
 

@@ -26,10 +26,10 @@ import torch
 import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
-from delta_iris.callbacks import PhaseCallback, Rollout
-from delta_iris.cli import DeltaIrisCLI
+from delta_iris.commands.cli import DeltaIrisCLI
 from delta_iris.errors import UserError
-from delta_iris.schedule import PHASES
+from delta_iris.training.callbacks import PhaseCallback, Rollout
+from delta_iris.training.schedule import PHASES
 
 WARM_UP, PROFILED = 10, 10
 

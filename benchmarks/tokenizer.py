@@ -29,15 +29,15 @@ import torch
 import yaml
 from torch import Tensor
 
+from delta_iris.acceleration.compile import accelerated
 from delta_iris.data.loader import WindowDataset, window_loader
 from delta_iris.data.replay import Replay, ReplayReader
 from delta_iris.data.sampler import WindowSampler
-from delta_iris.data.window import Window, to_float
+from delta_iris.data.segment import Window, to_float
 from delta_iris.envs.vector import check_environment, make_vector_env
-from delta_iris.nn.acceleration import accelerated
-from delta_iris.nn.masked import Average
-from delta_iris.tokenizer import Tokenizer
-from delta_iris.tokenizer.quantizer import code_entropy
+from delta_iris.nn.statistics import Average
+from delta_iris.world_models.tokens.quantizer import code_entropy
+from delta_iris.world_models.tokens.tokenizer import Tokenizer
 
 WINDOW, CONTEXT, CHAIN, TURN = 21, 6, (1, 5, 15), 10
 

@@ -16,11 +16,11 @@ import torch
 from tokenizer import CONTEXT, WINDOW, Frames, arguments, evaluate, half_precision, load_module, prepared, train
 from torch import Tensor
 
-from delta_iris.callbacks.summary import count_parameters
-from delta_iris.data.window import Window
-from delta_iris.held_out import HeldOut
-from delta_iris.tokenizer import Tokenizer
-from delta_iris.world_model import WorldModel
+from delta_iris.data.segment import Window
+from delta_iris.evaluation.world_model import HeldOut
+from delta_iris.training.callbacks.summary import count_parameters
+from delta_iris.world_models.tokens.dynamics import WorldModel
+from delta_iris.world_models.tokens.tokenizer import Tokenizer
 
 
 def tokens_of(tokenizer: Tokenizer, window: Window) -> tuple[Window, Tensor]:

@@ -10,10 +10,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
-from delta_iris.agent import Agent
-from delta_iris.data.window import Window
-from delta_iris.tokenizer import CNNTokenizer, TransformerTokenizer
-from delta_iris.world_model import WorldModel
+from delta_iris.actor_critic.module import Agent
+from delta_iris.data.segment import Window
+from delta_iris.world_models.delta_iris.cnn_tokenizer import CNNTokenizer
+from delta_iris.world_models.delta_iris.transformer_tokenizer import TransformerTokenizer
+from delta_iris.world_models.tokens.dynamics import WorldModel
 
 ACTIONS, FRAMES, SIZE, CODES = 5, 9, (32, 32), 32
 SMALL_CNN = {"frame_channels": 4, "frame_multipliers": (1, 2), "frame_halvings": (0, 1, 2)}

@@ -9,17 +9,17 @@ import torch
 from conftest import FRAMES, make_agent, make_cnn_tokenizer, make_tokenizer, make_window, make_world_model
 from torch import Tensor
 
-from delta_iris.agent import Lesson
-from delta_iris.data.window import Window, to_float
-from delta_iris.nn.acceleration import accelerated
-from delta_iris.nn.cache import KVCache
-from delta_iris.nn.conv import ResidualBlock
-from delta_iris.nn.frozen import FrozenCopy
+from delta_iris.acceleration.compile import accelerated
+from delta_iris.acceleration.inference_copy import FrozenCopy
+from delta_iris.actor_critic.module import Lesson
+from delta_iris.data.segment import Window, to_float
+from delta_iris.nn.cnn import ResidualBlock
+from delta_iris.nn.kv_cache import KVCache
 from delta_iris.nn.transformer import TILE, Transformer, block_mask, cached_attention, rotation, sparse_block_mask
-from delta_iris.schedule import PHASES
-from delta_iris.system import DeltaIris
-from delta_iris.tokenizer import Tokenizer
-from delta_iris.tokenizer.quantizer import GROWN_UP
+from delta_iris.training.learner import DeltaIris
+from delta_iris.training.schedule import PHASES
+from delta_iris.world_models.tokens.quantizer import GROWN_UP
+from delta_iris.world_models.tokens.tokenizer import Tokenizer
 
 BATCH = 6
 

@@ -8,9 +8,8 @@ from conftest import ACTIONS, SIZE, make_agent
 from hypothesis import given
 from hypothesis import strategies as st
 
-from delta_iris.agent import Agent, ImaginedWindow
-from delta_iris.agent.module import until_first_end
-from delta_iris.agent.returns import lambda_returns
+from delta_iris.actor_critic.module import Agent, ImaginedWindow, until_first_end
+from delta_iris.actor_critic.returns import lambda_returns
 from delta_iris.errors import UserError
 
 

@@ -19,8 +19,8 @@ import yaml
 from PIL import Image, ImageSequence
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from delta_iris import published
-from delta_iris.cli import main
+from delta_iris import pretrained as published
+from delta_iris.commands.cli import main
 from delta_iris.data.replay import ReplayReader
 from delta_iris.errors import UserError
 
@@ -137,7 +137,7 @@ def test_a_published_agent_plays_without_its_run(trained, tmp_path: Path, monkey
     checkpoint, agent = folder / "checkpoints" / "last.ckpt", tmp_path / "agent"
     monkeypatch.setattr(published, "PART_BYTES", 40_000)
     published.publish(checkpoint, agent)
-    command_line = [sys.executable, "-m", "delta_iris.published", checkpoint, tmp_path / "again"]
+    command_line = [sys.executable, "-m", "delta_iris.pretrained", checkpoint, tmp_path / "again"]
     subprocess.run(command_line, check=True, timeout=120)
     assert len(list((tmp_path / "again").glob("weights-*.pt"))) == 1
     assert subprocess.run(command_line, check=False, timeout=120).returncode == 2
@@ -355,7 +355,7 @@ def test_another_environment_is_a_matter_of_configuration(tmp_path: Path, monkey
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
     (tmp_path / "blink.yaml").write_text(
         "data: {environment: 'toy_env:Blink-v0', environment_options: null, frame_size: [32, 64], num_actions: 3}\n"
-        "model:\n  tokenizer:\n    class_path: delta_iris.tokenizer.TransformerTokenizer\n"
+        "model:\n  tokenizer:\n    class_path: delta_iris.world_models.delta_iris.TransformerTokenizer\n"
         "    init_args: {patch_size: 8, tokens_per_frame: 8}\n"
     )
     told = fit("--config", tmp_path / "blink.yaml", "--trainer.max_epochs", 1, cwd=tmp_path)
@@ -387,7 +387,12 @@ def test_print_config_and_overrides(name: str) -> None:
         (["--ckpt_path", TINY], "is damaged or no checkpoint"),
         (["--trainer.strategy", "ddp"], "use auto or delta_ddp"),
         (
-            ["--trainer.strategy", "delta_iris.strategy.DeltaDDPStrategy", "--trainer.strategy.bucket_cap_mb", 9],
+            [
+                "--trainer.strategy",
+                "delta_iris.training.strategy.DeltaDDPStrategy",
+                "--trainer.strategy.bucket_cap_mb",
+                9,
+            ],
             "bucket_cap_mb",
         ),
         (["--trainer.precision", "16-mixed"], "use bf16-mixed"),

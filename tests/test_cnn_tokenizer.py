@@ -6,11 +6,10 @@ import pytest
 import torch
 from conftest import ACTIONS, CODES, FRAMES, make_cnn_tokenizer, make_moving_ramp, make_window, scramble
 
-from delta_iris.data.window import Window, to_float
+from delta_iris.data.segment import Window, to_float
 from delta_iris.errors import UserError
-from delta_iris.nn.conv import ConvDecoder, ConvEncoder
-from delta_iris.tokenizer import CNNTokenizer
-from delta_iris.tokenizer.cnn import cells
+from delta_iris.nn.cnn import ConvDecoder, ConvEncoder
+from delta_iris.world_models.delta_iris.cnn_tokenizer import CNNTokenizer, cells
 
 
 @pytest.fixture(params=[0, 2], ids=["painted", "moved"])

@@ -9,11 +9,13 @@ import pytest
 import torch
 import yaml
 
-from delta_iris.agent import Agent
-from delta_iris.callbacks.summary import count_parameters
-from delta_iris.schedule import Collection, Phase, Schedule
-from delta_iris.tokenizer import CNNTokenizer, Tokenizer, TransformerTokenizer
-from delta_iris.world_model import WorldModel
+from delta_iris.actor_critic.module import Agent
+from delta_iris.training.callbacks.summary import count_parameters
+from delta_iris.training.schedule import Collection, Phase, Schedule
+from delta_iris.world_models.delta_iris.cnn_tokenizer import CNNTokenizer
+from delta_iris.world_models.delta_iris.transformer_tokenizer import TransformerTokenizer
+from delta_iris.world_models.tokens.dynamics import WorldModel
+from delta_iris.world_models.tokens.tokenizer import Tokenizer
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

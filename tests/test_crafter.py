@@ -18,7 +18,7 @@ from gymnasium.utils.env_checker import check_env
 from delta_iris.data.collector import Collector
 from delta_iris.data.replay import Replay, ReplayReader
 from delta_iris.envs import ACHIEVEMENTS, CrafterEnv
-from delta_iris.envs.engine import OrderedWorld
+from delta_iris.envs.crafter.determinism import OrderedWorld
 from delta_iris.envs.vector import check_environment, make_vector_env
 from delta_iris.errors import UserError
 

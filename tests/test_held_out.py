@@ -8,9 +8,9 @@ import pytest
 import torch
 from conftest import FRAMES, make_tokenizer, make_window, make_world_model
 
-from delta_iris.data.window import Window, to_float
-from delta_iris.held_out import HeldOut, drift
-from delta_iris.imagination import Imagination
+from delta_iris.data.segment import Window, to_float
+from delta_iris.evaluation.world_model import HeldOut, drift
+from delta_iris.world_models.tokens.token_world_model import Imagination
 
 CONTEXT = 3
 

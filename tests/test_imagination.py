@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from conftest import ACTIONS, FRAMES, make_window
 
-from delta_iris.data.window import Window, to_float
-from delta_iris.imagination import Imagination
+from delta_iris.data.segment import Window, to_float
 from delta_iris.nn.sampling import sample
+from delta_iris.world_models.tokens.token_world_model import Imagination
 
 
 def start_of(window: Window, length: int) -> Window:

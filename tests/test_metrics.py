@@ -8,9 +8,9 @@ import math
 import pytest
 
 from delta_iris.data.collector import Episode
-from delta_iris.evaluation import crafter_run, evaluate_episodes
-from delta_iris.metrics import AchievementRates
-from delta_iris.schedule import Collection, Phase, Schedule
+from delta_iris.evaluation.crafter_score import AchievementRates
+from delta_iris.evaluation.episodes import crafter_run, evaluate_episodes
+from delta_iris.training.schedule import Collection, Phase, Schedule
 
 
 def test_the_crafter_score_is_the_geometric_mean_of_success_rates() -> None:

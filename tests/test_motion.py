@@ -10,10 +10,11 @@ from conftest import make_cnn_tokenizer, make_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from delta_iris.data.window import Window
+from delta_iris.data.segment import Window
 from delta_iris.errors import UserError
-from delta_iris.tokenizer import Tokenizer, TransformerTokenizer
-from delta_iris.tokenizer.motion import Motion
+from delta_iris.world_models.delta_iris.motion_compensation import Motion
+from delta_iris.world_models.delta_iris.transformer_tokenizer import TransformerTokenizer
+from delta_iris.world_models.tokens.tokenizer import Tokenizer
 
 Make = Callable[..., Tokenizer]
 

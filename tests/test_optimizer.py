@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from delta_iris.nn.optimizer import make_optimizer
+from delta_iris.nn.optim import make_optimizer
 
 
 def rates(steps: int, *schedule: float) -> list[float]:

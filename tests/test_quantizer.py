@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from delta_iris.tokenizer.quantizer import GROWN_UP, VectorQuantizer, code_entropy
+from delta_iris.world_models.tokens.quantizer import GROWN_UP, VectorQuantizer, code_entropy
 
 
 def test_tokens_are_the_nearest_codewords_by_cosine() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageSequence
 
-from delta_iris.recording import MOST_FRAMES, write_gif
+from delta_iris.evaluation.video import MOST_FRAMES, write_gif
 
 
 def test_an_animation_holds_the_frames_enlarged(tmp_path: Path) -> None:

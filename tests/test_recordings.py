@@ -8,7 +8,7 @@ import crafter
 import numpy as np
 import pytest
 
-from delta_iris.data.recordings import add_recordings, find_recordings, read_recording
+from delta_iris.data.recorded_episodes import add_recordings, find_recordings, read_recording
 from delta_iris.data.replay import Replay, ReplayReader
 from delta_iris.errors import UserError
 

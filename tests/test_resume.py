@@ -11,12 +11,12 @@ import torch
 from conftest import make_agent, make_tokenizer, make_world_model
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from delta_iris.callbacks import PhaseCallback
-from delta_iris.data.datamodule import ReplayDataModule
 from delta_iris.errors import UserError
-from delta_iris.loop import CollectTrainLoop, install_loops
-from delta_iris.schedule import Collection, Phase, Schedule
-from delta_iris.system import DeltaIris
+from delta_iris.training.callbacks import PhaseCallback
+from delta_iris.training.datamodule import ReplayDataModule
+from delta_iris.training.learner import DeltaIris
+from delta_iris.training.loop import CollectTrainLoop, install_loops
+from delta_iris.training.schedule import Collection, Phase, Schedule
 
 
 class Losses(PhaseCallback):

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from delta_iris.nn.symlog import SymlogTwoHot, symexp, symlog
+from delta_iris.nn.two_hot import SymlogTwoHot, symexp, symlog
 
 floats = st.floats(-1e6, 1e6, width=32)
 

@@ -10,9 +10,9 @@ import torch
 from conftest import ACTIONS, FRAMES, make_moving_ramp, make_tokenizer, make_window, scramble
 from torch.utils.data import DataLoader
 
-from delta_iris.data.window import Window, to_float
+from delta_iris.data.segment import Window, to_float
 from delta_iris.errors import UserError
-from delta_iris.tokenizer.patches import pooled_grids
+from delta_iris.world_models.delta_iris.patches import pooled_grids
 
 VARIANTS = [
     {},

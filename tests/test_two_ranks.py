@@ -18,10 +18,10 @@ from torch import distributed as dist
 from torch import multiprocessing
 from torch.utils._pytree import tree_map
 
-from delta_iris.agent import ImaginedWindow, Lesson
-from delta_iris.data.window import Window
-from delta_iris.strategy import DeltaDDPStrategy
-from delta_iris.system import DeltaIris
+from delta_iris.actor_critic.module import ImaginedWindow, Lesson
+from delta_iris.data.segment import Window
+from delta_iris.training.learner import DeltaIris
+from delta_iris.training.strategy import DeltaDDPStrategy
 
 BATCH = 4
 
@@ -167,7 +167,7 @@ STARTED = """
 import os, time, torch
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
-from delta_iris import strategy
+from delta_iris.training import strategy
 watch = strategy.end_with_parent
 strategy.end_with_parent = lambda: watch(0.1, 0.5)
 os.environ.setdefault("LOCAL_RANK", "0")  # Lightning sets it in its first process too
@@ -204,7 +204,7 @@ def test_the_first_process_ends_with_torchrun_but_not_with_a_shell(
 
 def test_a_process_ends_with_the_one_that_started_it() -> None:
     watching = (
-        "import time; from delta_iris.strategy import end_with_parent; end_with_parent(0.1, 0.5); "
+        "import time; from delta_iris.training.strategy import end_with_parent; end_with_parent(0.1, 0.5); "
         "print('watching', flush=True); time.sleep(60)"
     )
     starting = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {watching!r}]); time.sleep(60)"

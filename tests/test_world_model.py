@@ -7,7 +7,7 @@ import torch
 from conftest import ACTIONS, CODES, FRAMES, make_window, make_world_model, scramble
 from torch.nn import functional as F
 
-from delta_iris.data.window import to_float
+from delta_iris.data.segment import to_float
 from delta_iris.errors import UserError
 from delta_iris.nn.transformer import Transformer
 
@@ -111,7 +111,7 @@ def test_stepping_with_a_cache_equals_the_whole_window(world_model, known: int) 
 def test_untrained_rewards_are_zero() -> None:
     from conftest import SIZE, SMALL_CNN
 
-    from delta_iris.world_model import WorldModel
+    from delta_iris.world_models.tokens.dynamics import WorldModel
 
     model = WorldModel(SIZE, ACTIONS, FRAMES, 4, CODES, dim=16, layers=1, heads=2, **SMALL_CNN)
     predictions = model.predict(make_window(), random_tokens())

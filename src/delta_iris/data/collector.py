@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from delta_iris.data.replay import Replay
-from delta_iris.data.window import to_float
+from delta_iris.data.segment import to_float
 from delta_iris.errors import UserError
 
 __all__ = ["Collector", "Episode", "Policy"]

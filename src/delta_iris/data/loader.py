@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from delta_iris.data.replay import ReplayReader
-from delta_iris.data.window import Window
+from delta_iris.data.segment import Window
 
 __all__ = ["WindowDataset", "window_loader"]
 

@@ -2,7 +2,7 @@
 
 import gymnasium as gym
 
-from delta_iris.envs.crafter import ACHIEVEMENTS, CrafterEnv
+from delta_iris.envs.crafter.env import ACHIEVEMENTS, CrafterEnv
 
 __all__ = ["ACHIEVEMENTS", "CrafterEnv"]
 
@@ -10,7 +10,7 @@ if "delta_iris/Crafter-v1" not in gym.registry:
     # Crafter keeps its own time limit, so gymnasium adds none; the id alone makes `gym.make` import this module.
     gym.register(
         id="delta_iris/Crafter-v1",
-        entry_point="delta_iris.envs.crafter:CrafterEnv",
+        entry_point="delta_iris.envs.crafter.env:CrafterEnv",
         order_enforce=False,
         disable_env_checker=True,
     )

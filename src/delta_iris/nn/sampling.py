@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from delta_iris.nn.acceleration import region
+from delta_iris.acceleration.compile import region
 
 __all__ = ["sample"]
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from delta_iris.nn.acceleration import is_accelerated, region
-from delta_iris.nn.cache import KVCache
-from delta_iris.nn.decoding import decode
+from delta_iris.acceleration.compile import is_accelerated, region
+from delta_iris.nn.cached_attention_triton import decode
+from delta_iris.nn.kv_cache import KVCache
 
 __all__ = [
     "EMBEDDING_STD",

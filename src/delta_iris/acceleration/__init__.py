@@ -1,0 +1,1 @@
+"""Compilation, CUDA graphs and side streams: how a step runs, not what it computes."""

@@ -1,0 +1,1 @@
+"""Crafter, deterministic and fast."""

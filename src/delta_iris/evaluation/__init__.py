@@ -1,0 +1,1 @@
+"""Measures of agents and world models."""

@@ -1,0 +1,1 @@
+"""The loop, its phases, and everything that a run writes."""

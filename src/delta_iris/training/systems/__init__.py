@@ -1,0 +1,1 @@
+"""What each agent consists of: its modules and its phases."""
