@@ -24,6 +24,8 @@ from typing import Any
 import torch
 from jsonargparse import auto_cli
 
+from delta_iris.legacy import canonical_tag
+
 CASES = {
     "transformer-reinforce": (["transformer"], True),
     "transformer-ppo": (["transformer", "ppo"], True),
@@ -121,7 +123,7 @@ def _summary(hashes: list[str]) -> str:
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     found = []
-    mine, theirs = dict(old["scalars"]), dict(new["scalars"])
+    mine, theirs = ({canonical_tag(tag): series for tag, series in side["scalars"].items()} for side in (old, new))
     for tag in sorted({*mine, *theirs}):
         if tag not in mine or tag not in theirs:
             found.append(f"{tag}: only {'before' if tag in mine else 'after'}")

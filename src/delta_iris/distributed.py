@@ -1,4 +1,4 @@
-"""The few things processes that train together must tell each other."""
+"""Communication between the processes of data-parallel training."""
 
 from __future__ import annotations
 
@@ -13,29 +13,40 @@ __all__ = ["average_gradients", "gather_objects", "world_size"]
 
 
 def world_size() -> int:
-    """Number of processes that train together."""
+    """Return the number of training processes, 1 if `torch.distributed` is not initialized."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:
-    """Replace gradients by their means over all processes, in one message.
+    """Average gradients over all processes in place, with a single all-reduce.
 
-    All processes must have gradients of the same parameters.
+    Args:
+        parameters: parameters whose gradients are averaged; those without a gradient are skipped. The same parameters
+            must have gradients on all processes.
     """
     if world_size() == 1:
         return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    message = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(message)
-    message /= world_size()
-    parts = message.split([gradient.numel() for gradient in gradients])
-    torch._foreach_copy_(gradients, [part.view_as(own) for part, own in zip(parts, gradients, strict=True)])
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= world_size()
+    averages = flat.split([gradient.numel() for gradient in gradients])
+    torch._foreach_copy_(
+        gradients, [average.view_as(gradient) for average, gradient in zip(averages, gradients, strict=True)]
+    )
 
 
-def gather_objects(own: Any) -> list[Any]:
-    """What every process gives, in the order of their ranks, on all of them."""
+def gather_objects(local: Any) -> list[Any]:
+    """Gather one picklable object from every process, on all processes.
+
+    Args:
+        local: object of this process.
+
+    Returns:
+        The objects of all processes, in the order of their ranks.
+    """
     if world_size() == 1:
-        return [own]
+        return [local]
     gathered: list[Any] = [None] * world_size()
-    dist.all_gather_object(gathered, own)
+    dist.all_gather_object(gathered, local)
     return gathered

@@ -1,4 +1,4 @@
-"""The one error class meant for a person to read."""
+"""The exception for mistakes that the user can fix."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ __all__ = ["UserError"]
 
 
 class UserError(Exception):
-    """Something the user can mend: names the key or the file, and the way out.
+    """A problem that the user can fix, such as a wrong configuration value or a damaged file.
 
-    The command line prints its message alone, without a stack of frames, and ends with status 2.
+    The message names the configuration key or the file and says how to fix it. The command line prints only the
+    message, without a traceback, and exits with status 2.
     """

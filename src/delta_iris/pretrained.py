@@ -1,9 +1,4 @@
-"""Trained agents small enough to pass on: weights alone, in bf16, in parts that any code host takes.
-
-    python -m delta_iris.pretrained <run>/checkpoints/last.ckpt pretrained/crafter
-
-makes a folder that `delta-iris test --config pretrained/crafter/config.yaml --ckpt_path pretrained/crafter` plays.
-"""
+"""Exported agents: weights in bf16, in parts that any code host accepts, with their configuration."""
 
 from __future__ import annotations
 
@@ -11,55 +6,55 @@ import hashlib
 import json
 import pickle
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import auto_cli
 from torch import Tensor
 
 from delta_iris.errors import UserError
+from delta_iris.legacy import is_legacy_configuration, upgrade_configuration, upgrade_weights
 from delta_iris.training.checkpoint import load_checkpoint, run_folder
 
-__all__ = ["is_published", "load_published", "publish"]
+__all__ = ["export_agent", "is_exported", "load_exported"]
 
 PART_BYTES = 15_000_000
 ABOUT = "about.json"
-TARGET, NETWORK = "agent.target.", "agent.network."
+NETWORK, TARGET = "actor_critic.network.", "actor_critic.target."
 
 
-def publish(checkpoint: Path, folder: Path) -> None:
-    """Write the agent of a checkpoint into a new folder.
+def export_agent(checkpoint: Path, folder: Path, part_bytes: int = PART_BYTES) -> None:
+    """Write the agent of a checkpoint to a new folder.
 
-    Left out are optimizers and the target network, which playing does not need; weights are rounded to bf16, the
-    codebook is not. `about.json` names the parts with their SHA-256, the frames learned from and the configuration.
+    Optimizers and the target network are left out, because acting does not need them. Weights are rounded to bf16, but
+    for the codebook. `about.json` lists the parts with their SHA-256, the frames trained on and the configuration.
 
     Args:
         checkpoint: of a run, `<run>/checkpoints/….ckpt`.
         folder: to make.
+        part_bytes: largest size of a part, unless a single tensor is larger.
 
     Raises:
-        UserError: where the folder holds something, or there is no such checkpoint.
+        UserError: if the folder is not empty, or there is no such checkpoint.
     """
     content, config = load_checkpoint(checkpoint), run_folder(checkpoint) / "config.yaml"
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is a file or not empty: name a new folder")
     if not config.is_file():
-        raise UserError(f"{config} is missing: publish from the run folder, which tells how the agent was made")
+        raise UserError(f"{config} is missing: export from the run folder, which holds the configuration")
     folder.mkdir(parents=True, exist_ok=True)
     parts: list[dict[str, Tensor]] = [{}]
-    room = PART_BYTES
+    room = part_bytes
     for name, value in content["state_dict"].items():
         if name.startswith(TARGET):
             continue
-        kept = value.to(torch.bfloat16) if value.dtype == torch.float32 and ".quantizer." not in name else value
-        kept = kept.clone()
-        if kept.nbytes > room and parts[-1]:
+        rounded = value.to(torch.bfloat16) if value.dtype == torch.float32 and ".quantizer." not in name else value
+        rounded = rounded.clone()
+        if rounded.nbytes > room and parts[-1]:
             parts.append({})
-            room = PART_BYTES
-        parts[-1][name] = kept
-        room -= kept.nbytes
+            room = part_bytes
+        parts[-1][name] = rounded
+        room -= rounded.nbytes
     files = {}
     for number, part in enumerate(parts, start=1):
         path = folder / f"weights-{number}-of-{len(parts)}.pt"
@@ -74,38 +69,37 @@ def publish(checkpoint: Path, folder: Path) -> None:
     shutil.copyfile(config, folder / "config.yaml")
 
 
-def is_published(path: Path) -> bool:
-    """Whether a path is a folder that `publish` made."""
+def is_exported(path: Path) -> bool:
+    """Whether a path is a folder that `export_agent` made."""
     return (path / ABOUT).is_file()
 
 
-def load_published(folder: Path) -> dict[str, Any]:
-    """What `publish` wrote: `state_dict` in float32, its target network that of the agent; `configuration` and
-    `frames_collected`.
+def load_exported(folder: Path) -> dict[str, Any]:
+    """Read what `export_agent` wrote, of this version or of 0.1.
+
+    Args:
+        folder: of the agent.
+
+    Returns:
+        `state_dict` in float32 with the network as its own target, `configuration` and `frames_collected`.
 
     Raises:
-        UserError: where something is missing or damaged.
+        UserError: if something is missing or damaged.
     """
     try:
         about = json.loads((folder / ABOUT).read_text())
         weights: dict[str, Tensor] = {}
         for name, digest in about["parts"].items():
             if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
-                raise UserError(f"{folder / name} is damaged (not the SHA-256 of about.json): fetch it again")
+                raise UserError(f"{folder / name} is damaged (its SHA-256 is not that of about.json): fetch it again")
             weights |= torch.load(folder / name, map_location="cpu", weights_only=True)
-        content = {name: about[name] for name in ("configuration", "frames_collected")}
+        configuration, frames = about["configuration"], about["frames_collected"]
     except FileNotFoundError as error:
-        raise UserError(f"{folder} is no published agent: {Path(error.filename).name} is missing") from error
+        raise UserError(f"{folder} is not an exported agent: {Path(error.filename).name} is missing") from error
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, pickle.UnpicklingError) as error:
-        raise UserError(f"{folder} is damaged or no published agent ({error})") from error
+        raise UserError(f"{folder} is damaged or not an exported agent ({error})") from error
+    if is_legacy_configuration(configuration):
+        configuration, weights = upgrade_configuration(configuration), upgrade_weights(weights)
     weights = {name: value.float() if value.dtype == torch.bfloat16 else value for name, value in weights.items()}
     target = {name.replace(NETWORK, TARGET, 1): value for name, value in weights.items() if name.startswith(NETWORK)}
-    return content | {"state_dict": weights | target}
-
-
-if __name__ == "__main__":
-    try:
-        auto_cli(publish, as_positional=True)
-    except UserError as error:
-        print(f"published: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    return {"state_dict": weights | target, "configuration": configuration, "frames_collected": frames}

@@ -1,1 +1,1 @@
-"""Compilation, CUDA graphs and side streams: how a step runs, not what it computes."""
+"""Compilation, CUDA graphs, side streams and inference copies: how a step runs, not what it computes."""

@@ -1,4 +1,4 @@
-"""Regions that run compiled while acceleration is on, and as they are written otherwise."""
+"""Mark functions as regions for `torch.compile` and switch their compilation on and off."""
 
 from __future__ import annotations
 
@@ -9,50 +9,55 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
-__all__ = ["accelerated", "is_accelerated", "region"]
+__all__ = ["compile_region", "compiled_regions", "is_compiling"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 OPTIONS: dict[str, dict[str, str | int | bool | Callable[..., Any]]] = {"inductor": {"comprehensive_padding": False}}
-"""Of each backend. With this padding, of strides of more than 1,024 numbers to multiples of 128 bytes, gradients of
-masked attention with rotary time were wrong on a GPU: over 153 tokens, heads of 16 numbers (results/throughput.md)."""
+"""Options of `torch.compile` for each backend.
+
+Inductor's comprehensive padding rounds strides longer than 1,024 elements up to multiples of 128 bytes. With it, the
+gradients of masked attention with rotary embeddings were wrong on a GPU for sequences of 153 tokens and heads of
+dimension 16 (results/throughput.md).
+"""
 
 _backend: str | None = None
 
 
 @contextlib.contextmanager
-def accelerated(enabled: bool = True, backend: str = "inductor") -> Iterator[None]:
-    """While it lasts (and `enabled`), regions run compiled and long sequences use sparse attention.
+def compiled_regions(enabled: bool = True, backend: str = "inductor") -> Iterator[None]:
+    """Run regions compiled inside this context, and use sparse attention for long sequences.
 
-    Only what trains enters it, always with the same shapes: what is compiled is compiled once. Playing, pictures and
-    held-out losses, whose shapes vary, stay outside and run the plain code.
+    Only training enters this context, because its shapes are fixed and each region is compiled once. Evaluation,
+    playing and image logging use varying shapes, so they run the plain code.
 
     Args:
-        enabled: false to change nothing.
-        backend: of `torch.compile`.
+        enabled: whether to compile; if false, the context changes nothing.
+        backend: name of the `torch.compile` backend.
     """
     global _backend
-    before, _backend = _backend, backend if enabled else _backend
+    previous, _backend = _backend, backend if enabled else _backend
     try:
         yield
     finally:
-        _backend = before
+        _backend = previous
 
 
-def is_accelerated() -> bool:
-    """Whether code runs within `accelerated()`."""
+def is_compiling() -> bool:
+    """Return whether regions run compiled, that is, whether the code runs inside `compiled_regions()`."""
     return _backend is not None
 
 
-def region(*, dynamic: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Mark a function as a region to compile: it must trace as a whole, without graph breaks.
+def compile_region(*, dynamic: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Return a decorator that compiles a function inside `compiled_regions()` and runs it unchanged elsewhere.
 
-    Layers of the same class and shapes share what is compiled, so a deep network costs the time of one layer. A region
-    and a shape take seconds.
+    The function must trace without graph breaks. Layers of the same class and shapes share the compiled code, so a
+    deep network compiles as fast as one layer. Compilation takes seconds for each region and shape.
 
     Args:
-        dynamic: compile once for all shapes instead of once for each: where they vary and little depends on them.
+        dynamic: compile once for all shapes instead of once for each shape; suits functions whose input shapes vary
+            and whose speed depends little on them.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -63,7 +68,7 @@ def region(*, dynamic: bool = False) -> Callable[[Callable[P, R]], Callable[P, R
             if _backend is None or torch.compiler.is_compiling():
                 return function(*args, **kwargs)
             if _backend not in compiled:
-                # As many variants as there are shapes: training and stepping, each group of layers.
+                # Training and stepping use different shapes in each group of layers, and each shape is one variant.
                 torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
                 compiled[_backend] = torch.compile(
                     function, fullgraph=True, dynamic=dynamic, backend=_backend, options=OPTIONS.get(_backend)

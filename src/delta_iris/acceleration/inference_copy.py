@@ -1,4 +1,4 @@
-"""Copies of modules that compute without gradients, in a smaller type."""
+"""Copies of modules for inference in another dtype."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FrozenCopy"]
+__all__ = ["InferenceCopy"]
 
 M = TypeVar("M", bound=nn.Module)
 
 
-class FrozenCopy(Generic[M]):
-    """A copy whose parameters have another type: autocast would cast them anew at every pass.
+class InferenceCopy(Generic[M]):
+    """A copy of a module without gradients, whose parameters are stored in another dtype.
+
+    With the parameters stored in autocast's dtype, autocast does not cast them again in every forward pass.
 
     Args:
-        source: the module to copy.
-        dtype: of the copy's parameters; buffers keep theirs.
+        source: module to copy.
+        dtype: dtype of the copy's parameters; buffers keep their own.
 
     Attributes:
-        module: the copy. Its memory stays where it is when it is refreshed.
+        module: the copy. `sync` updates it in place, so CUDA graphs may read its memory.
     """
 
     def __init__(self, source: M, dtype: torch.dtype) -> None:
@@ -32,8 +34,8 @@ class FrozenCopy(Generic[M]):
             parameter.data = parameter.data.to(dtype)
 
     @torch.no_grad()
-    def refresh(self) -> None:
-        """Take over what the source has become."""
+    def sync(self) -> None:
+        """Copy the current parameters and buffers of the source."""
         torch._foreach_copy_(_tensors(self.module), _tensors(self._source))
 
 

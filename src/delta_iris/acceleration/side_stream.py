@@ -1,4 +1,4 @@
-"""Work that does not wait for what comes next, beside it: small kernels alone do not fill a GPU."""
+"""Run independent work on side CUDA streams, because one small kernel does not fill a GPU."""
 
 from __future__ import annotations
 
@@ -8,29 +8,30 @@ from typing import TypeVar
 
 import torch
 
-from delta_iris.acceleration.compile import is_accelerated
+from delta_iris.acceleration.compile import is_compiling
 
-__all__ = ["beside"]
+__all__ = ["run_on_side_stream"]
 
 R = TypeVar("R")
 
 
-def beside(function: Callable[[], R], device: torch.device, lane: int) -> Callable[[], R]:
-    """Begin to compute on a stream of its own, while acceleration is on; otherwise once the result is asked for.
+def run_on_side_stream(function: Callable[[], R], device: torch.device, stream_index: int) -> Callable[[], R]:
+    """Start a function on a side CUDA stream and return a callable that waits for its result.
 
-    What it reads must stay as it is until then.
+    Side streams are used inside `compiled_regions()` on CUDA devices. Elsewhere the function itself is returned, so
+    that it runs when the result is requested. The tensors that it reads must not change until then.
 
     Args:
-        function: to compute.
-        device: where it computes.
-        lane: functions in the same lane run one after the other.
+        function: function to run.
+        device: device on which the function computes.
+        stream_index: index of the side stream; functions on the same stream run one after the other.
 
     Returns:
-        waits for the result and gives it; to be called once.
+        A callable that waits for the result and returns it. Call it once.
     """
-    if not (is_accelerated() and device.type == "cuda"):
+    if not (is_compiling() and device.type == "cuda"):
         return function
-    stream = _stream(device, lane)
+    stream = _side_stream(device, stream_index)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         result = function()
@@ -43,5 +44,5 @@ def beside(function: Callable[[], R], device: torch.device, lane: int) -> Callab
 
 
 @functools.cache
-def _stream(device: torch.device, lane: int) -> torch.cuda.Stream:
+def _side_stream(device: torch.device, stream_index: int) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)

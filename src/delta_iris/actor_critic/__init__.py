@@ -1,5 +1,1 @@
-"""The actor-critic that learns in imagination."""
-
-from delta_iris.actor_critic.module import Agent
-
-__all__ = ["Agent"]
+"""The actor-critic that learns from imagined trajectories."""

@@ -1,118 +1,126 @@
-"""The agent's network: CNN → LSTM → actor and critic (IRIS; paper §2)."""
+"""The actor-critic's network: encoder → LSTM → actor and critic (IRIS; paper §2)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from delta_iris.nn.cnn import FrameEncoder
+from delta_iris.nn.cnn import CNNConfig, FrameEncoder, MLPEncoder
+from delta_iris.nn.precision import full_precision
 
-__all__ = ["ActorCritic", "State", "full_precision"]
+__all__ = ["ActorCriticNetwork", "Memory"]
 
-State = tuple[Tensor, Tensor]
-"""The LSTM's hidden and cell state, (1, B, hidden) each."""
-
-
-def full_precision(device: torch.device) -> torch.autocast:
-    """What is small or sums up (memory, policy, values, losses) is computed in float32, whatever autocast says."""
-    return torch.autocast(device.type, enabled=False)
+Memory = tuple[Tensor, Tensor]
+"""The LSTM's hidden and cell state, (1, B, lstm_size) each."""
 
 
-class ActorCritic(nn.Module):
-    """Sees frames, remembers in an LSTM, gives logits of actions and of the value's bins.
+class ActorCriticNetwork(nn.Module):
+    """Encodes observations, remembers them in an LSTM, and gives logits of actions and of the value's bins.
 
     Args:
-        frame_size: height and width of a frame, in pixels.
+        input_shape: shape of an observation: (3, H, W) for pictures, which get a CNN, or (D,) for vectors, which get an
+            MLP.
         num_actions: number of actions A.
         num_value_bins: bins of the value's two-hot distribution.
-        hidden: width of the LSTM.
-        critic_gradient: share of the critic's gradient that reaches the LSTM and the CNN.
-        channels, multipliers, halvings, latent_channels: of the CNN; see `FrameEncoder`.
+        lstm_size: width of the LSTM.
+        cnn: the CNN for pictures.
+        critic_grad_scale: factor on the critic's gradient into the LSTM and the encoder.
+
+    Raises:
+        ValueError: if `input_shape` is neither a picture's nor a vector's.
     """
 
     def __init__(
         self,
-        frame_size: tuple[int, int],
+        input_shape: tuple[int, ...],
         num_actions: int,
-        num_value_bins: int = 255,
-        hidden: int = 512,
-        channels: int = 32,
-        multipliers: Sequence[int] = (1, 1, 2, 2, 4),
-        halvings: Sequence[int] = (1, 3, 4),
-        latent_channels: int = 16,
-        *,
-        critic_gradient: float,
+        num_value_bins: int,
+        lstm_size: int,
+        cnn: CNNConfig,
+        critic_grad_scale: float,
     ) -> None:
         super().__init__()
-        self.hidden, self.critic_gradient = hidden, critic_gradient
-        self.cnn = FrameEncoder(frame_size, channels, multipliers, halvings, latent_channels)
-        self.lstm = nn.LSTM(self.cnn.num_features, hidden, batch_first=True)
-        self.actor = nn.Linear(hidden, num_actions)
-        self.critic = nn.Linear(hidden, num_value_bins)
+        self.lstm_size, self.critic_grad_scale = lstm_size, critic_grad_scale
+        if len(input_shape) == 3:
+            self.encoder: FrameEncoder | MLPEncoder = FrameEncoder((input_shape[1], input_shape[2]), cnn)
+        elif len(input_shape) == 1:
+            self.encoder = MLPEncoder(input_shape[0])
+        else:
+            raise ValueError(f"input_shape is {input_shape}: it must be (3, H, W) or (D,)")
+        self.lstm = nn.LSTM(self.encoder.num_features, lstm_size, batch_first=True)
+        self.actor = nn.Linear(lstm_size, num_actions)
+        self.critic = nn.Linear(lstm_size, num_value_bins)
         # The first policy is uniform and the first values are zero.
         for head in (self.actor, self.critic):
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
 
-    def initial_state(self, batch: int) -> State:
-        """The state before an episode's first frame."""
-        zeros = self.actor.weight.new_zeros(1, batch, self.hidden)
+    def initial_memory(self, batch: int) -> Memory:
+        """The memory before an episode's first observation."""
+        zeros = self.actor.weight.new_zeros(1, batch, self.lstm_size)
         return zeros, zeros
 
-    def forward(self, frames: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
-        """Look at consecutive frames.
+    def forward(self, inputs: Tensor, memory: Memory) -> tuple[Tensor, Tensor, Memory]:
+        """Evaluate actor and critic at consecutive observations.
 
         Args:
-            frames: (B, T, 3, H, W) floats in [0, 1].
-            state: the state before them.
+            inputs: (B, T, *input_shape) floats.
+            memory: before them.
 
         Returns:
-            logits of the actions (B, T, A), of the values' bins (B, T, bins), and the state after the last frame.
+            logits of the actions (B, T, A), of the values' bins (B, T, bins), and the memory after the last.
         """
-        hidden, state = self.remember(frames, state)
-        with full_precision(frames.device):
-            # The same numbers, with a share of their gradient.
-            seen = torch.lerp(hidden.detach(), hidden, self.critic_gradient)
-            return self.actor(hidden), self.critic(seen), state
+        hidden, memory = self.remember(inputs, memory)
+        with full_precision(inputs.device):
+            # Same values; the gradient is scaled by `critic_grad_scale`.
+            critic_input = torch.lerp(hidden.detach(), hidden, self.critic_grad_scale)
+            return self.actor(hidden), self.critic(critic_input), memory
 
-    def remember(self, frames: Tensor, state: State) -> tuple[Tensor, State]:
-        """What the LSTM gives for consecutive frames, (B, T, hidden), and its state after the last; see `forward`."""
-        features = self._look(frames)
-        with full_precision(frames.device):
-            if frames.shape[1] > 1:
-                hidden, state = self.lstm(features, state)
-                return hidden, state
-            state = self._step(features[:, 0], state)
-            return state[0].transpose(0, 1), state
-
-    @torch.no_grad()
-    def burn_in(self, frames: Tensor, valid: Tensor) -> State:
-        """The state after some real frames; padding before them leaves it as at an episode's start.
+    def remember(self, inputs: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        """Run the LSTM over consecutive observations.
 
         Args:
-            frames: (B, T, 3, H, W) floats in [0, 1].
-            valid: (B, T) bool.
+            inputs: (B, T, *input_shape) floats.
+            memory: before them.
+
+        Returns:
+            the LSTM's outputs (B, T, lstm_size), and the memory after the last.
         """
-        state = self.initial_state(len(frames))
-        features = self._look(frames)
-        with full_precision(frames.device):
-            for t in range(frames.shape[1]):
-                hidden, cell = self._step(features[:, t], state)
-                keep = valid[:, t].view(1, -1, 1)
-                state = (torch.where(keep, hidden, state[0]), torch.where(keep, cell, state[1]))
-        return state
+        features = self._encode(inputs)
+        with full_precision(inputs.device):
+            if inputs.shape[1] > 1:
+                hidden, memory = self.lstm(features, memory)
+                return hidden, memory
+            memory = self._lstm_step(features[:, 0], memory)
+            return memory[0].transpose(0, 1), memory
 
-    def _look(self, frames: Tensor) -> Tensor:
-        """Features of frames, float32; the CNN alone works in autocast's precision, where that is on."""
-        features = self.cnn(rearrange(frames, "b t c h w -> (b t) c h w"))
-        return rearrange(features.float(), "(b t) d -> b t d", b=len(frames))
+    @torch.no_grad()
+    def burn_in(self, inputs: Tensor, mask: Tensor) -> Memory:
+        """The memory after real observations. Padding before them leaves it as at an episode's start.
 
-    def _step(self, features: Tensor, state: State) -> State:
-        """One step of the LSTM, on features (B, d): as a cell, which is a fraction of the launches of a sequence."""
+        Args:
+            inputs: (B, T, *input_shape) floats.
+            mask: (B, T) bool, false for padding.
+        """
+        memory = self.initial_memory(len(inputs))
+        features = self._encode(inputs)
+        with full_precision(inputs.device):
+            for t in range(inputs.shape[1]):
+                hidden, cell = self._lstm_step(features[:, t], memory)
+                real = mask[:, t].view(1, -1, 1)
+                memory = (torch.where(real, hidden, memory[0]), torch.where(real, cell, memory[1]))
+        return memory
+
+    def _encode(self, inputs: Tensor) -> Tensor:
+        """Features (B, T, D) float32. Only the encoder works in autocast's precision."""
+        features = self.encoder(rearrange(inputs, "b t ... -> (b t) ..."))
+        return rearrange(features.float(), "(b t) d -> b t d", b=len(inputs))
+
+    def _lstm_step(self, features: Tensor, memory: Memory) -> Memory:
+        """One step of the LSTM on features (B, D), as a cell: a fraction of the kernel launches of a sequence."""
         weights: Any = self.lstm.all_weights[0]
-        hidden, cell = torch.lstm_cell(features, (state[0][0], state[1][0]), *weights)
+        hidden, cell = torch.lstm_cell(features, (memory[0][0], memory[1][0]), *weights)
         return hidden.unsqueeze(0), cell.unsqueeze(0)

@@ -5,23 +5,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["lambda_returns"]
+__all__ = ["alive_mask", "lambda_returns"]
 
 
-def lambda_returns(rewards: Tensor, ends: Tensor, next_values: Tensor, discount: float, lambda_: float) -> Tensor:
+def alive_mask(terminated: Tensor) -> Tensor:
+    """Mark the steps up to and including the first one that ends the episode: (B, H) → (B, H) bool."""
+    return (terminated.cumsum(1) - terminated) == 0
+
+
+def lambda_returns(rewards: Tensor, terminated: Tensor, next_values: Tensor, gamma: float, lambda_: float) -> Tensor:
     """G_t = r_t + γ (1 − end_t) [(1 − λ) V(x_{t+1}) + λ G_{t+1}], where G_H is V(x_H).
 
     Args:
         rewards: (B, H) r_t.
-        ends: (B, H), 1 where the step ended the episode.
-        next_values: (B, H) values of the frames that the steps lead to, V(x_{t+1}).
-        discount: γ.
+        terminated: (B, H), 1 where the step ended the episode.
+        next_values: (B, H) values of the observations that the steps lead to, V(x_{t+1}).
+        gamma: γ.
         lambda_: λ.
 
     Returns:
         (B, H).
     """
-    continues = discount * (1 - ends.to(rewards.dtype))
+    continues = gamma * (1 - terminated.to(rewards.dtype))
     following = next_values[:, -1]
     returns = []
     for t in reversed(range(rewards.shape[1])):

@@ -1,5 +1,5 @@
-"""Experience: collecting it, keeping it on disk, drawing windows from it."""
+"""Experience: collecting it, storing it on disk and sampling training batches from it."""
 
-from delta_iris.data.segment import Window
+from delta_iris.data.segment import SegmentBatch
 
-__all__ = ["Window"]
+__all__ = ["SegmentBatch"]

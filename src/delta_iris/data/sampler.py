@@ -1,4 +1,4 @@
-"""Which windows to train on: rarely drawn episodes first (the authors' count-based priority), or the latest ones."""
+"""Sampling of training segments: least-sampled episodes first, or uniformly from the most recent ones."""
 
 from __future__ import annotations
 
@@ -8,63 +8,95 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-__all__ = ["WindowSampler"]
+from delta_iris.data.segment import SegmentIndex
+
+__all__ = ["SegmentSampler"]
 
 
-class WindowSampler:
-    """Draws episodes with p ∝ (1 + times drawn)^−priority, then a window of the episode uniformly.
+class SegmentSampler:
+    """Samples episodes with p ∝ (1 + times sampled)^−priority_exponent, then a segment of the episode uniformly.
+
+    The count-based priority is the Δ-IRIS authors'. Within an episode all permitted segments are equally likely.
 
     Args:
-        length: steps of a window.
-        overhang_end: whether windows may reach beyond an episode's last step; they may always begin before its first.
-            Every window with at least one real step (or, without overhang, a real last step) is as likely.
-        seed: of the draws.
-        priority: how strongly episodes that were drawn less are preferred; 0 for all alike, 5 for the authors' own.
-        latest_steps: where given, windows are drawn from the latest episodes that hold so many steps together, and
-            whatever the priority every one of these windows is as likely: as often as the latest policy meets them.
+        length: steps per segment, T.
+        pad_start: steps that a segment may begin before its episode's first step, at most T − 1.
+        pad_end: steps that a segment may extend past its episode's last step, at most T − 1.
+        seed: seed of the random number generator.
+        priority_exponent: how strongly rarely sampled episodes are preferred. 0 samples all episodes equally often;
+            5 is the authors' value.
+        recent_steps: if given, sample only from the most recent episodes that together have at least this many steps.
+            All segments of these episodes are then equally likely and `priority_exponent` has no effect.
+
+    Raises:
+        ValueError: if a segment might consist of padding only.
     """
 
     def __init__(
-        self, length: int, overhang_end: bool, seed: int, priority: float = 5.0, latest_steps: int | None = None
+        self,
+        length: int,
+        pad_start: int,
+        pad_end: int,
+        seed: int,
+        priority_exponent: float = 5.0,
+        recent_steps: int | None = None,
     ) -> None:
-        self.length, self.overhang_end, self.priority = length, overhang_end, priority
-        self.latest_steps = latest_steps
+        for name, value in (("pad_start", pad_start), ("pad_end", pad_end)):
+            if not 0 <= value < length:
+                raise ValueError(f"{name} is {value}: it must be at least 0 and below the segment length {length}")
+        self.length = length
+        self.pad_start = pad_start
+        self.pad_end = pad_end
+        self.priority_exponent = priority_exponent
+        self.recent_steps = recent_steps
         self._counts = np.zeros(0, np.int64)
         self._random = np.random.default_rng(seed)
 
-    def draw(self, lengths: NDArray[np.int64], batch_size: int, count: bool) -> list[tuple[int, int]]:
-        """Draw a batch of windows.
+    def draw(self, lengths: NDArray[np.int64], batch_size: int, update_counts: bool) -> list[SegmentIndex]:
+        """Sample a batch of segments.
 
         Args:
-            lengths: steps of each episode, (episodes,), each at least 1.
-            batch_size: number of windows.
-            count: whether these draws count against the episodes in later ones.
+            lengths: (episodes,) int64, steps of each episode, each at least 1.
+            batch_size: number of segments.
+            update_counts: whether these samples lower the priority of their episodes in later batches.
 
         Returns:
-            episode and first step of each window; the first step may be negative.
+            Episode and first step of each segment; the first step may be negative.
+
+        Raises:
+            ValueError: if every episode is too short.
         """
         if len(self._counts) < len(lengths):
             self._counts = np.concatenate([self._counts, np.zeros(len(lengths) - len(self._counts), np.int64)])
-        last_starts = lengths - (1 if self.overhang_end else self.length)
-        if self.latest_steps is None:
-            # Relative to the least drawn episode, so that the weights never vanish together.
-            drawn = 1.0 + self._counts
-            weights = (drawn / drawn.min()) ** -self.priority
+        last_starts = lengths + self.pad_end - self.length
+        num_starts = np.maximum(last_starts + self.pad_start + 1, 0)
+        if self.recent_steps is None:
+            weights = np.where(num_starts > 0, self._priorities(), 0.0)
         else:
-            later_steps = lengths[::-1].cumsum()[::-1] - lengths
-            weights = np.where(later_steps < self.latest_steps, last_starts + self.length, 0)
+            steps_after = lengths[::-1].cumsum()[::-1] - lengths
+            weights = np.where(steps_after < self.recent_steps, num_starts, 0)
+        if not weights.any():
+            raise ValueError(f"no episode is long enough for segments of {self.length} steps")
         episodes = self._random.choice(len(lengths), batch_size, p=weights / weights.sum())
-        last = last_starts[episodes]
-        starts = self._random.integers(1 - self.length, last + 1)
-        if count:
+        starts = self._random.integers(-self.pad_start, last_starts[episodes] + 1)
+        if update_counts:
             np.add.at(self._counts, episodes, 1)
         return list(zip(episodes.tolist(), starts.tolist(), strict=True))
 
+    def _priorities(self) -> NDArray[np.float64]:
+        counts = 1.0 + self._counts
+        # Dividing by the smallest count prevents all weights from underflowing to zero.
+        return (counts / counts.min()) ** -self.priority_exponent
+
     def state_dict(self) -> dict[str, Any]:
-        """Counts and random state, as tensors and plain values."""
+        """Return the sample counts and the random state, as tensors and plain values."""
         return {"counts": torch.from_numpy(self._counts.copy()), "random": self._random.bit_generator.state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore a state.
+
+        Args:
+            state: what `state_dict` returned.
+        """
         self._counts = state["counts"].numpy().copy()
         self._random.bit_generator.state = state["random"]

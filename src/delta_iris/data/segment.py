@@ -1,4 +1,4 @@
-"""A batch of windows: what the tokenizer, the world model and the agent train on."""
+"""The training batch: segments of consecutive steps from recorded episodes."""
 
 from __future__ import annotations
 
@@ -7,36 +7,62 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Window", "to_float"]
+__all__ = ["SegmentBatch", "SegmentIndex", "to_float"]
+
+SegmentIndex = tuple[int, int]
+"""Episode number and first step of a segment. The first step is negative if padding precedes the episode's start."""
 
 
-class Window(NamedTuple):
-    """B windows of T consecutive steps, cut from recorded episodes.
+class SegmentBatch(NamedTuple):
+    """B segments of T consecutive steps, cut from recorded episodes.
 
-    A step is `(x_t, a_t, r_t, end_t)`: the action was chosen at the frame, reward and end result from the action.
-    Slots before an episode's start or after its last step are padding: `valid` is false there and whatever they hold
-    must not matter. The valid slots of a window are consecutive.
+    Each step is one transition: the action was chosen at the frame; the reward and the termination result from it.
+    Slots before an episode's first step or after its last step are padding. Their contents must not affect any result.
+    The real slots of a segment are consecutive.
 
     Attributes:
-        frames: (B, T, 3, H, W) uint8.
+        frames: (B, T, 3, H, W) uint8, RGB.
         actions: (B, T) int64.
         rewards: (B, T) float32.
-        ends: (B, T) int64, 1 where the episode terminated (a time limit does not end the world).
-        valid: (B, T) bool.
+        terminated: (B, T) int64, 1 if the episode terminated at this step. Truncation by a time limit is 0.
+        mask: (B, T) bool, true for real steps, false for padding.
+        is_first: (B, T) bool, true at the first step of an episode.
     """
 
     frames: Tensor
     actions: Tensor
     rewards: Tensor
-    ends: Tensor
-    valid: Tensor
+    terminated: Tensor
+    mask: Tensor
+    is_first: Tensor
 
     @property
-    def transitions(self) -> Tensor:
-        """(B, T − 1) bool: whether both frames of the transition t → t + 1 are real."""
-        return self.valid[:, 1:] & self.valid[:, :-1]
+    def transition_mask(self) -> Tensor:
+        """(B, T − 1) bool, true where steps t and t + 1 are both real."""
+        return self.mask[:, 1:] & self.mask[:, :-1]
+
+    def slice_time(self, start: int | None, stop: int | None) -> SegmentBatch:
+        """Return the steps `start:stop` of every segment, with Python's slicing rules.
+
+        Args:
+            start: first step; None for the beginning.
+            stop: step after the last one; None for the end.
+        """
+        return SegmentBatch(*(field[:, start:stop] for field in self))
+
+    def select(self, rows: Tensor | slice | list[int]) -> SegmentBatch:
+        """Return some of the segments.
+
+        Args:
+            rows: index into the batch axis that keeps the axis: a slice, a list, a tensor of indices or a (B,) mask.
+        """
+        return SegmentBatch(*(field[rows] for field in self))
 
 
 def to_float(frames: Tensor) -> Tensor:
-    """Frames as floats in [0, 1], from uint8; floats pass through."""
+    """Convert uint8 frames to floats in [0, 1]; float frames are returned as floats, unscaled.
+
+    Args:
+        frames: any shape, uint8 or floating point.
+    """
     return frames.float() / 255 if frames.dtype == torch.uint8 else frames

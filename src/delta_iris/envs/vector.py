@@ -1,4 +1,4 @@
-"""Many environments at once, in processes of their own."""
+"""Several environments in parallel, one process each."""
 
 from __future__ import annotations
 
@@ -12,62 +12,63 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
-import delta_iris.envs  # noqa: F401  (registers Crafter)
+from delta_iris.envs.make import make_env
 from delta_iris.errors import UserError
 
-__all__ = ["FinalInfo", "check_environment", "make_vector_env"]
+__all__ = ["FinalInfoOnly", "check_env", "make_vector_env"]
 
 
-class FinalInfo(gym.Wrapper[Any, Any, Any, Any]):
-    """Passes on `info` at an episode's last step only: what nobody reads need not travel between processes."""
+class FinalInfoOnly(gym.Wrapper[Any, Any, Any, Any]):
+    """Returns an empty `info` except at the last step of an episode, so that less data is sent between processes."""
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Reset the environment; see `gymnasium.Env.reset`.
+
+        Args:
+            kwargs: passed to the environment's `reset`.
+        """
         observation, _ = self.env.reset(**kwargs)
         return observation, {}
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Step the environment; see `gymnasium.Env.step`.
+
+        Args:
+            action: the action.
+        """
         observation, reward, terminated, truncated, info = self.env.step(action)
         return observation, reward, terminated, truncated, info if terminated or truncated else {}
 
 
-def _make(environment: str, options: dict[str, Any]) -> gym.Env[Any, Any]:
-    try:
-        return gym.make(environment, **options)
-    except (gym.error.Error, ModuleNotFoundError, TypeError) as error:
-        raise UserError(
-            f"data.environment {environment!r} with data.environment_options {options} cannot be made: {error}"
-        ) from error
+def check_env(environment: str, options: dict[str, Any], frame_size: tuple[int, int], num_actions: int) -> None:
+    """Check that an environment matches the configuration.
 
+    This also compiles Crafter's world generation, so that the environment processes do not each compile it.
 
-def _worker(environment: str, options: dict[str, Any]) -> gym.Env[Any, Any]:
-    # Ctrl-C reaches every process of the terminal; the trainer alone decides what it means. (AsyncVectorEnv makes one
-    # environment in the trainer's own process too, to look at its spaces.)
-    if multiprocessing.parent_process() is not None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        # A forked process has inherited Lightning's handler, with which it would outlive every terminate().
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    return FinalInfo(_make(environment, options))
-
-
-def check_environment(environment: str, options: dict[str, Any], frame_size: tuple[int, int], num_actions: int) -> None:
-    """Make one environment and step it, to learn early whether it fits the configuration.
-
-    It also compiles Crafter's world generation once, before the processes are forked that would each do it.
+    Args:
+        environment: a Gymnasium id; see `make_env`.
+        options: keyword arguments for `gymnasium.make`.
+        frame_size: expected (height, width) of a frame, in pixels.
+        num_actions: expected number of discrete actions.
 
     Raises:
-        UserError: where its frames are not RGB of `frame_size` or it has not `num_actions` discrete actions.
+        UserError: if the environment cannot be created, its observations are not RGB frames of `frame_size`, or it
+            does not have `num_actions` discrete actions.
     """
-    env = _make(environment, options)
+    env = make_env(environment, **options)
     space, actions = env.observation_space, env.action_space
     height, width = frame_size
     if not (isinstance(space, gym.spaces.Box) and space.dtype == np.uint8 and space.shape == (height, width, 3)):
         raise UserError(
-            f"data.frame_size says {height}×{width} RGB frames, but {environment} gives "
-            f"{getattr(space, 'shape', space)} of {space.dtype}: set data.frame_size to its height and width, or wrap "
-            "the environment (gymnasium.wrappers.ResizeObservation)"
+            f"data.frame_size says {height}×{width} RGB frames, but the observations of {environment} have shape "
+            f"{getattr(space, 'shape', space)} and type {space.dtype}: set data.frame_size to the height and width of "
+            "its frames, or wrap the environment (gymnasium.wrappers.ResizeObservation)"
         )
     if not isinstance(actions, gym.spaces.Discrete) or actions.start != 0:
-        raise UserError(f"data.environment {environment} has actions {actions}; only Discrete ones from 0 will do")
+        raise UserError(
+            f"data.environment {environment} has the action space {actions}, but only Discrete with start 0 is "
+            "supported: wrap the environment"
+        )
     if actions.n != num_actions:
         raise UserError(f"data.num_actions is {num_actions}, but {environment} has {actions.n}: set it to {actions.n}")
     env.reset(seed=0)
@@ -75,10 +76,25 @@ def check_environment(environment: str, options: dict[str, Any], frame_size: tup
 
 
 def make_vector_env(environment: str, options: dict[str, Any], num_envs: int) -> AsyncVectorEnv:
-    """`num_envs` environments in processes, frames through shared memory.
+    """Create environments in separate processes, with frames in shared memory.
 
-    The step that ends an episode also begins the next (`SAME_STEP`): gymnasium's default would insert a step whose
-    action is ignored, which must never reach the replay.
+    The step that ends an episode also starts the next one (`AutoresetMode.SAME_STEP`). Gymnasium's default inserts a
+    step whose action is ignored; such a step must not be stored in the replay.
+
+    Args:
+        environment: a Gymnasium id; see `make_env`.
+        options: keyword arguments for `gymnasium.make`.
+        num_envs: number of environments.
     """
-    makers: list[Callable[[], gym.Env[Any, Any]]] = [partial(_worker, environment, options)] * num_envs
+    makers: list[Callable[[], gym.Env[Any, Any]]] = [partial(_make_worker_env, environment, options)] * num_envs
     return AsyncVectorEnv(makers, shared_memory=True, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+def _make_worker_env(environment: str, options: dict[str, Any]) -> gym.Env[Any, Any]:
+    # AsyncVectorEnv also creates one environment in the main process to read its spaces; signals stay untouched there.
+    if multiprocessing.parent_process() is not None:
+        # Ctrl-C reaches all processes of the terminal, but only the trainer decides what it means.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # A forked process inherits Lightning's SIGTERM handler, which would keep it alive after terminate().
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    return FinalInfoOnly(make_env(environment, **options))

@@ -12,7 +12,7 @@ __all__ = ["AchievementRates"]
 
 
 class AchievementRates(Metric):
-    """How many of the episodes unlocked each achievement.
+    """Share of the episodes that unlocked each achievement.
 
     The Crafter score is the geometric mean of the success rates s_i, in percent: exp(mean(ln(1 + s_i))) − 1
     (Hafner, 2022).
@@ -33,12 +33,16 @@ class AchievementRates(Metric):
         self.add_state("episodes", default=torch.zeros(()), dist_reduce_fx="sum")
 
     def update(self, counts: dict[str, int]) -> None:
-        """Take an episode: how often each achievement was done in it."""
+        """Add an episode.
+
+        Args:
+            counts: how often each achievement was unlocked in it.
+        """
         self.unlocked += torch.tensor([float(counts[name] > 0) for name in self.names], device=self.unlocked.device)
         self.episodes += 1
 
     def compute(self) -> dict[str, Tensor]:
-        """Success rate of each achievement, in percent; `score`; `objectives`, unlocked an episode on average."""
+        """Success rate of each achievement in percent, `score`, and `achievements_per_episode`."""
         rates = 100 * self.unlocked / self.episodes.clamp(min=1)
         values = dict(zip(self.names, rates.unbind(), strict=True))
-        return values | {"score": rates.log1p().mean().expm1(), "objectives": rates.sum() / 100}
+        return values | {"score": rates.log1p().mean().expm1(), "achievements_per_episode": rates.sum() / 100}

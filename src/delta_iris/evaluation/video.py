@@ -1,4 +1,4 @@
-"""Episodes to look at."""
+"""Episodes as animations."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from PIL import Image
 
 __all__ = ["write_gif"]
 
-MILLISECONDS = 100
-MOST_FRAMES = 1000
+FRAME_MILLISECONDS = 100
+MAX_FRAMES = 1000
 
 
 def write_gif(path: Path, frames: NDArray[np.uint8], height: int = 256) -> None:
-    """Write frames, the first thousand at most, as an animation of ten a second that begins again at its end.
+    """Write the first thousand frames as a looping GIF of ten frames a second.
 
     Args:
-        path: of the GIF, which replaces what is there.
+        path: of the GIF, which is replaced if it exists.
         frames: (T, H, W, 3).
-        height: frames are enlarged by a whole number, to at most so many pixels.
+        height: frames are enlarged by an integer factor, to at most this number of pixels.
     """
     scale = max(1, height // frames.shape[1])
-    pictures = (Image.fromarray(frame.repeat(scale, 0).repeat(scale, 1)) for frame in frames[:MOST_FRAMES])
-    next(pictures).save(path, save_all=True, append_images=pictures, duration=MILLISECONDS, loop=0)
+    images = (Image.fromarray(frame.repeat(scale, 0).repeat(scale, 1)) for frame in frames[:MAX_FRAMES])
+    next(images).save(path, save_all=True, append_images=images, duration=FRAME_MILLISECONDS, loop=0)

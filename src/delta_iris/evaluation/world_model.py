@@ -1,96 +1,114 @@
-"""How good tokenizer and world model are on windows that they were never trained on."""
+"""Measures of a world model on held-out segments."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from delta_iris.data.segment import Window, to_float
-from delta_iris.nn.statistics import Average
-from delta_iris.world_models.tokens.dynamics import WorldModel
-from delta_iris.world_models.tokens.quantizer import code_entropy
-from delta_iris.world_models.tokens.token_world_model import Imagination
-from delta_iris.world_models.tokens.tokenizer import Tokenizer
+from delta_iris.data.segment import SegmentBatch, to_float
+from delta_iris.imagination.rollout import ImaginedEnv
+from delta_iris.nn.statistics import WeightedMean, code_entropy
+from delta_iris.world_models.base import WorldModel
 
-__all__ = ["HeldOut", "drift"]
+__all__ = ["WorldModelEvaluator", "imagine_open_loop", "open_loop_error"]
 
 
 @torch.no_grad()
-def drift(tokenizer: Tokenizer, world_model: WorldModel, window: Window, context: int) -> dict[str, Average]:
-    """How far imagination strays: squared errors of frames imagined under the real actions, from `context` real frames.
+def imagine_open_loop(world_model: WorldModel[Any], segment: SegmentBatch, context: int) -> Tensor:
+    """Imagine the frames of a segment after its first ones, under the recorded actions.
 
     Args:
-        tokenizer, world_model: what imagines.
-        window: B windows of T > `context` steps.
-        context: real frames that each starts from.
+        world_model: imagines.
+        segment: B segments of T > `context` steps.
+        context: real frames to start from.
 
     Returns:
-        of each step from 1 to T − context, `imagined_…` frames and, to compare, the last real frame `copied_…`.
+        (B, T − context, 3, H, W) floats in [0, 1].
     """
-    imagination = Imagination(tokenizer, world_model, context)
-    start = imagination.reset(Window(*(field[:, :context] for field in window)))
+    env = ImaginedEnv(world_model)
+    env.reset(segment.slice_time(0, context))
+    frames = []
+    for t in range(context, segment.mask.shape[1]):
+        env.step(segment.actions[:, t - 1])
+        frames.append(env.render())
+    return torch.stack(frames, 1)
+
+
+@torch.no_grad()
+def open_loop_error(world_model: WorldModel[Any], segment: SegmentBatch, context: int) -> dict[str, WeightedMean]:
+    """Squared error of frames imagined under the recorded actions; see `imagine_open_loop`.
+
+    Args:
+        world_model: imagines.
+        segment: B segments of T > `context` steps.
+        context: real frames to start from.
+
+    Returns:
+        for each step from 1 to T − context `open_loop_l2/01` … and, for comparison, `copy_l2/01` … of repeating the
+        last real frame.
+    """
+    imagined = imagine_open_loop(world_model, segment, context)
+    real, start = to_float(segment.frames), to_float(segment.frames[:, context - 1])
     values = {}
-    for step, t in enumerate(range(context, window.valid.shape[1]), start=1):
-        imagined, _, _ = imagination.step(window.actions[:, t - 1])
-        real, valid = to_float(window.frames[:, t]), window.valid[:, context - 1] & window.valid[:, t]
-        for name, frame in (("imagined", imagined), ("copied", start)):
-            values[f"{name}_{step:02}"] = Average.of((frame - real).square().mean((1, 2, 3)), valid)
+    for step in range(1, imagined.shape[1] + 1):
+        t = context + step - 1
+        mask = segment.mask[:, context - 1] & segment.mask[:, t]
+        for name, frame in (("open_loop_l2", imagined[:, step - 1]), ("copy_l2", start)):
+            values[f"{name}/{step:02}"] = WeightedMean.of((frame - real[:, t]).square().mean((1, 2, 3)), mask)
     return values
 
 
-class HeldOut:
-    """Adds up, window by window, and then tells the means over all of them.
+class WorldModelEvaluator:
+    """Accumulates measures over batches of held-out segments and computes their means.
 
     Args:
-        tokenizer, world_model: what is looked at.
-        context: real frames that imagination starts from.
+        world_model: what is measured.
+        context: real frames that open-loop imagination starts from.
     """
 
-    def __init__(self, tokenizer: Tokenizer, world_model: WorldModel, context: int) -> None:
-        self.tokenizer, self.world_model, self.context = tokenizer, world_model, context
-        self._averages: dict[str, Average] = {}
-        self._codes: Tensor | None = None
+    def __init__(self, world_model: WorldModel[Any], context: int) -> None:
+        self.world_model, self.context = world_model, context
+        self._own: dict[str, WeightedMean] = {}
+        self._open_loop: dict[str, WeightedMean] = {}
+        self._code_counts: Tensor | None = None
 
     @torch.no_grad()
-    def update(self, window: Window) -> None:
-        """Take a batch of windows."""
-        averages, tokens = self.tokenizer.evaluate(window)
-        values = {f"held_out/tokenizer_{name}": value for name, value in averages.items()}
-        averages = self.world_model.evaluate(window, tokens)
-        values |= {f"held_out/world_model_{name}": value for name, value in averages.items()}
-        if window.valid.shape[1] > self.context:
-            averages = drift(self.tokenizer, self.world_model, window, self.context)
-            values |= {f"drift/{name}": value for name, value in averages.items()}
-        for name, value in values.items():
-            self._averages[name] = self._averages[name] + value if name in self._averages else value
-        codes = tokens[window.transitions].flatten().bincount(minlength=self.tokenizer.codebook_size)
-        self._codes = codes if self._codes is None else self._codes + codes
+    def update(self, segment: SegmentBatch) -> None:
+        """Measure a batch of segments."""
+        evaluation = self.world_model.evaluate(segment)
+        _accumulate(self._own, evaluation.means)
+        if segment.mask.shape[1] > self.context:
+            _accumulate(self._open_loop, open_loop_error(self.world_model, segment, self.context))
+        counts = evaluation.code_counts
+        if counts is not None:
+            self._code_counts = counts if self._code_counts is None else self._code_counts + counts
 
-    def compute(self, add_up: Callable[[Tensor], Tensor] = lambda x: x) -> dict[str, Tensor]:
-        """The means; what there was nothing of (ends, say) is left out.
+    def compute(self, all_reduce: Callable[[Tensor], Tensor] = lambda x: x) -> dict[str, Tensor]:
+        """Metrics averaged over all batches and ranks; metrics without a target are omitted.
 
         Args:
-            add_up: gives the sum of a tensor over all processes.
+            all_reduce: sums a tensor over all processes.
 
         Returns:
-            `held_out/tokenizer_…`: `l1`, `l2` and `psnr` (in decibels) of frames as shown, `copy_l2` and `copy_psnr` of
-            copying the last frame; `held_out/codebook_entropy` in bits; `held_out/world_model_…`: cross-entropies in
-            nats and their sum `loss`, `token_accuracy` and `token_perplexity`, mean absolute error of rewards that are
-            zero and of those that are not, `end_recall`; `drift/…`: see `drift`.
+            `held_out/…`, the world model's own metrics (see its `evaluate` and `summarize`) and `codebook_entropy` in
+            bits if it has a codebook; and those of `open_loop_error`.
         """
-        assert self._codes is not None
-        sums = add_up(torch.stack([torch.stack(average) for average in self._averages.values()]))
-        values = {name: total / count for name, (total, count) in zip(self._averages, sums, strict=True) if count > 0}
-        for name in ("held_out/tokenizer_", "held_out/tokenizer_copy_"):
-            if f"{name}l2" in values:
-                # Frames that are the same to the bit would be infinitely alike.
-                values[f"{name}psnr"] = -10 * values[f"{name}l2"].clamp(min=1e-10).log10()
-        model = "held_out/world_model_"
-        if f"{model}token_loss" in values:
-            values[f"{model}token_perplexity"] = values[f"{model}token_loss"].exp()
-        losses = (f"{model}{part}_loss" for part in ("token", "reward", "end"))
-        values[f"{model}loss"] = torch.stack([values[name] for name in losses if name in values]).sum()
-        values["held_out/codebook_entropy"] = code_entropy(add_up(self._codes.float()))
-        return values
+        values = {f"held_out/{k}": v for k, v in self.world_model.summarize(_means(self._own, all_reduce)).items()}
+        if self._code_counts is not None:
+            values["held_out/codebook_entropy"] = code_entropy(all_reduce(self._code_counts.float()))
+        return values | _means(self._open_loop, all_reduce)
+
+
+def _accumulate(sums: dict[str, WeightedMean], values: dict[str, WeightedMean]) -> None:
+    for name, value in values.items():
+        sums[name] = sums[name] + value if name in sums else value
+
+
+def _means(sums: dict[str, WeightedMean], all_reduce: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    if not sums:
+        return {}
+    totals = all_reduce(torch.stack([torch.stack(value) for value in sums.values()]))
+    return {name: total / weight for name, (total, weight) in zip(sums, totals, strict=True) if weight > 0}

@@ -1,1 +1,1 @@
-"""Building blocks that know nothing of reinforcement learning."""
+"""Neural network building blocks that do not depend on environments, replay or world models."""

@@ -1,26 +1,43 @@
-"""Convolutional encoders and decoders (spec of the CNN rows: GroupNorm, SiLU, 3×3 convolutions)."""
+"""Encoders and decoders of images (GroupNorm, SiLU and 3×3 convolutions) and of vectors."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from delta_iris.acceleration.compile import region
-from delta_iris.errors import UserError
+from delta_iris.acceleration.compile import compile_region
 
-__all__ = ["ConvDecoder", "ConvEncoder", "FrameEncoder", "ResidualBlock"]
+__all__ = ["CNNConfig", "CNNDecoder", "CNNEncoder", "FrameEncoder", "MLPEncoder", "ResidualBlock"]
+
+
+@dataclass(frozen=True)
+class CNNConfig:
+    """Sizes of a `CNNEncoder` and of the `CNNDecoder` that mirrors it.
+
+    Args:
+        base_channels: number of channels after the first convolution.
+        channel_mults: number of output channels of each residual block, as multiples of `base_channels`.
+        downsample_after: numbers of the residual blocks after which the resolution is halved, counted from 1; 0 halves
+            it before the first block.
+        latent_channels: number of channels of the encoder's feature map.
+    """
+
+    base_channels: int = 32
+    channel_mults: tuple[int, ...] = (1, 1, 2, 2, 4)
+    downsample_after: tuple[int, ...] = (1, 3, 4)
+    latent_channels: int = 8
 
 
 class _GroupNorm(nn.GroupNorm):
     def forward(self, x: Tensor) -> Tensor:
         if not torch.compiler.is_compiling():
             return super().forward(x)
-        # The same in sums over pixels, a channel at a time: with channels last in memory, each pass forwards and
-        # backwards then reads along it. PyTorch's own is compiled to one that moves channels first and back.
+        # Inductor compiles PyTorch's group norm to code that moves the channels to the front and back again. Sums over
+        # the pixels of each channel instead read channels-last memory in order, in the forward and backward pass.
         pixels = x.float()
         sums = torch.stack([pixels.sum((2, 3)), pixels.square().sum((2, 3))])
         mean, square = (sums.unflatten(2, (self.num_groups, -1)).sum(3) / (x[0].numel() // self.num_groups)).unbind(0)
@@ -34,8 +51,8 @@ def _group_norm(channels: int) -> nn.GroupNorm:
     return _GroupNorm(math.gcd(32, channels), channels)
 
 
-class _FewChannels(nn.Conv2d):
-    """A 3×3 convolution of a few channels, such as a picture's."""
+class _InputConv(nn.Conv2d):
+    """A 3×3 convolution for inputs with few channels, such as RGB images."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 3, padding=1)
@@ -43,13 +60,16 @@ class _FewChannels(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if not torch.compiler.is_compiling():
             return super().forward(x)
-        # Tensor cores take channels by eights; the further ones are zero.
-        further = (0, 0, 0, 0, 0, -self.in_channels % 8)
-        return F.conv2d(F.pad(x, further), F.pad(self.weight, further), self.bias, padding=1)
+        # Tensor cores process channels in groups of 8, so pad with zeros to a multiple of 8.
+        padding = (0, 0, 0, 0, 0, -self.in_channels % 8)
+        return F.conv2d(F.pad(x, padding), F.pad(self.weight, padding), self.bias, padding=1)
 
 
-class _Double(nn.Module):
-    """Each pixel four times. PyTorch's own is compiled to one whose gradient is gathered by index."""
+class _Upsample(nn.Module):
+    """Doubles the resolution by nearest-neighbour interpolation.
+
+    Inductor compiles `nn.Upsample` to code whose backward pass gathers the gradient by index, which is slow.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
@@ -58,7 +78,14 @@ class _Double(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """GroupNorm, SiLU, 3×3 convolution, twice; a 1×1 skip where the channels change. (B, C, H, W) → (B, C', H, W)."""
+    """Twice GroupNorm, SiLU and a 3×3 convolution, with a residual connection.
+
+    The residual connection is a 1×1 convolution if the number of channels changes.
+
+    Args:
+        in_channels: number of input channels.
+        out_channels: number of output channels.
+    """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -73,124 +100,143 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Transform a feature map (B, in_channels, H, W) into (B, out_channels, H, W)."""
         return self.skip(x) + self.layers(x)
 
 
-class ConvEncoder(nn.Module):
-    """A CNN that turns a picture into a small feature map.
+class CNNEncoder(nn.Module):
+    """A CNN that encodes images into small feature maps.
 
-    One residual block a multiplier; the resolution halves (2×2 convolution of stride 2) after the blocks named in
-    `halvings`, counted from 1 (0: before the first).
+    It has one residual block for each entry of `config.channel_mults`. A 2×2 convolution of stride 2 halves the
+    resolution after the blocks in `config.downsample_after`.
 
     Args:
-        frame_size: height and width of the pictures, in pixels.
-        in_channels: channels of the pictures.
-        channels: channels of the first block.
-        multipliers: channels of each block, in multiples of `channels`.
-        halvings: blocks after which the resolution halves.
-        latent_channels: channels of the feature map.
+        frame_size: height and width of the images, in pixels.
+        in_channels: number of channels of the images.
+        config: sizes of the network.
+
+    Attributes:
+        latent_shape: shape of a feature map, (latent_channels, h, w).
+        num_features: number of elements of a feature map.
 
     Raises:
-        UserError: where halving does not divide the frame.
+        ValueError: if `downsample_after` does not fit `channel_mults`, or `frame_size` cannot be halved that often.
     """
 
-    def __init__(
-        self,
-        frame_size: tuple[int, int],
-        in_channels: int,
-        channels: int,
-        multipliers: Sequence[int],
-        halvings: Sequence[int],
-        latent_channels: int,
-    ) -> None:
+    def __init__(self, frame_size: tuple[int, int], in_channels: int, config: CNNConfig) -> None:
         super().__init__()
-        factor = 2 ** len(halvings)
-        height, width = _check_halvings(frame_size, multipliers, halvings)
-        layers: list[nn.Module] = [_FewChannels(in_channels, channels)]
-        width_in = channels
-        for number, multiplier in enumerate((0, *multipliers)):
+        _check_downsampling(frame_size, config)
+        layers: list[nn.Module] = [_InputConv(in_channels, config.base_channels)]
+        channels = config.base_channels
+        for number, multiplier in enumerate((0, *config.channel_mults)):
             if number > 0:
-                layers.append(ResidualBlock(width_in, channels * multiplier))
-                width_in = channels * multiplier
-            if number in halvings:
-                layers.append(nn.Conv2d(width_in, width_in, 2, stride=2))
-        layers += [_group_norm(width_in), nn.SiLU(), nn.Conv2d(width_in, latent_channels, 3, padding=1)]
+                layers.append(ResidualBlock(channels, config.base_channels * multiplier))
+                channels = config.base_channels * multiplier
+            if number in config.downsample_after:
+                layers.append(nn.Conv2d(channels, channels, 2, stride=2))
+        layers += [_group_norm(channels), nn.SiLU(), nn.Conv2d(channels, config.latent_channels, 3, padding=1)]
         self.layers = nn.Sequential(*layers)
-        self.latent_shape = (latent_channels, height // factor, width // factor)
+        factor = 2 ** len(config.downsample_after)
+        self.latent_shape = (config.latent_channels, frame_size[0] // factor, frame_size[1] // factor)
         self.num_features = math.prod(self.latent_shape)
 
-    @region()
+    @compile_region()
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) → (B, *latent_shape)."""
+        """Encode images (B, in_channels, H, W) into feature maps (B, *latent_shape)."""
         return self.layers(x.contiguous(memory_format=torch.channels_last))
 
 
-class FrameEncoder(ConvEncoder):
-    """A `ConvEncoder` of RGB frames, whose features come as one vector."""
+class FrameEncoder(CNNEncoder):
+    """A `CNNEncoder` of RGB frames that returns flat feature vectors.
 
-    def __init__(
-        self,
-        frame_size: tuple[int, int],
-        channels: int = 32,
-        multipliers: Sequence[int] = (1, 1, 2, 2, 4),
-        halvings: Sequence[int] = (1, 3, 4),
-        latent_channels: int = 8,
-    ) -> None:
-        super().__init__(frame_size, 3, channels, multipliers, halvings, latent_channels)
+    Args:
+        frame_size: height and width of the frames, in pixels.
+        config: sizes of the network.
+    """
 
-    @region()
+    def __init__(self, frame_size: tuple[int, int], config: CNNConfig) -> None:
+        super().__init__(frame_size, 3, config)
+
+    @compile_region()
     def forward(self, frames: Tensor) -> Tensor:
         """Encode frames (B, 3, H, W) in [0, 1] into features (B, num_features)."""
-        # The models work on pixels centred on zero.
+        # The network expects pixels in [−1, 1].
         return super().forward(frames * 2 - 1).flatten(1)
 
 
-class ConvDecoder(nn.Module):
-    """The mirror of a `ConvEncoder` of the same arguments: from a small map to a picture.
+class CNNDecoder(nn.Module):
+    """A CNN that decodes small feature maps into images, the mirror of a `CNNEncoder` with the same `config`.
 
-    Its blocks in reverse, from the channels that each gives to those it takes; the resolution doubles (nearest, then a
-    3×3 convolution) where the encoder's halves.
+    The encoder's residual blocks follow in reverse order, with input and output channels swapped. Nearest-neighbour
+    interpolation and a 3×3 convolution double the resolution where the encoder halves it.
 
     Args:
-        in_channels: channels of the small map.
-        out_channels: channels of the picture.
-        channels, multipliers, halvings: of the encoder.
+        in_channels: number of channels of the feature maps.
+        out_channels: number of channels of the images.
+        config: sizes of the network; `latent_channels` is not used.
     """
 
-    def __init__(
-        self, in_channels: int, out_channels: int, channels: int, multipliers: Sequence[int], halvings: Sequence[int]
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, config: CNNConfig) -> None:
         super().__init__()
-        widths = [channels, *(channels * multiplier for multiplier in multipliers)]
+        widths = [config.base_channels, *(config.base_channels * multiplier for multiplier in config.channel_mults)]
         layers: list[nn.Module] = [nn.Conv2d(in_channels, widths[-1], 3, padding=1)]
-        for number in range(len(multipliers), -1, -1):
-            if number in halvings:
-                layers.append(_Double())
+        for number in range(len(config.channel_mults), -1, -1):
+            if number in config.downsample_after:
+                layers.append(_Upsample())
                 layers.append(nn.Conv2d(widths[number], widths[number], 3, padding=1))
             if number > 0:
                 layers.append(ResidualBlock(widths[number], widths[number - 1]))
-        layers += [_group_norm(channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)]
+        layers += [_group_norm(widths[0]), nn.SiLU(), nn.Conv2d(widths[0], out_channels, 3, padding=1)]
         self.layers = nn.Sequential(*layers)
 
-    @region()
+    @compile_region()
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, h, w) → (B, out_channels, H, W)."""
+        """Decode feature maps (B, in_channels, h, w) into images (B, out_channels, H, W)."""
         return self.layers(x.contiguous(memory_format=torch.channels_last))
 
 
-def _check_halvings(
-    frame_size: tuple[int, int], multipliers: Sequence[int], halvings: Sequence[int]
-) -> tuple[int, int]:
-    if len(set(halvings)) != len(halvings) or not set(halvings) <= set(range(len(multipliers) + 1)):
-        raise UserError(
-            f"the CNN's halvings {list(halvings)} must be different numbers from 0 to {len(multipliers)}, "
-            "the number of its multipliers"
+class MLPEncoder(nn.Module):
+    """An MLP that encodes vectors; each layer is linear, LayerNorm and SiLU.
+
+    Args:
+        in_features: number of features of an input vector.
+        hidden: width of every layer, including the output.
+        layers: number of layers.
+
+    Attributes:
+        num_features: number of features of an output vector.
+
+    Raises:
+        ValueError: if `layers` is less than 1.
+    """
+
+    def __init__(self, in_features: int, hidden: int = 256, layers: int = 2) -> None:
+        super().__init__()
+        if layers < 1:
+            raise ValueError(f"layers is {layers}: it must be at least 1")
+        modules: list[nn.Module] = []
+        for index in range(layers):
+            modules += [nn.Linear(hidden if index else in_features, hidden), nn.LayerNorm(hidden), nn.SiLU()]
+        self.layers = nn.Sequential(*modules)
+        self.num_features = hidden
+
+    @compile_region()
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode vectors (B, in_features) into features (B, num_features)."""
+        return self.layers(x)
+
+
+def _check_downsampling(frame_size: tuple[int, int], config: CNNConfig) -> None:
+    blocks, halvings = len(config.channel_mults), len(config.downsample_after)
+    if len(set(config.downsample_after)) != halvings or not set(config.downsample_after) <= set(range(blocks + 1)):
+        raise ValueError(
+            f"downsample_after is {list(config.downsample_after)}: it must hold distinct numbers from 0 to {blocks}, "
+            "the number of channel_mults"
         )
-    factor = 2 ** len(halvings)
+    factor = 2**halvings
     height, width = frame_size
     if height % factor or width % factor:
-        raise UserError(
-            f"data.frame_size {height}×{width} cannot be halved {len(halvings)} times: give the CNN fewer "
-            f"`halvings`, or frames whose sides are multiples of {factor}"
+        raise ValueError(
+            f"frame_size {height}×{width} cannot be halved {halvings} times: shorten downsample_after, or use frames "
+            f"whose height and width are multiples of {factor}"
         )
-    return height, width

@@ -2,36 +2,57 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-__all__ = ["KVCache"]
+__all__ = ["AttentionKind", "KVCache"]
+
+AttentionKind = Literal["block_causal", "causal"]
+"""Which tokens of its own block a token attends to: all of them, or itself and those before it."""
 
 
 class KVCache:
-    """Keys and values of every layer of a Transformer, in memory that stays where it is.
+    """Keys and values of every layer of a Transformer, in static memory.
 
-    What is not written yet is in it too: attention leaves it out.
+    The tensors have room for the longest sequence. Attention must mask the positions that are not written yet.
 
     Args:
         layers: number of layers.
-        heads: attention heads H.
+        heads: number of attention heads H.
         dim: dimension of a head Dh.
-        valid: (B, T) booleans, false for blocks of padding; read as it is when attending.
-        block_size, within: see `delta_iris.nn.transformer.block_mask`.
-        dtype: of keys and values.
+        valid: (B, T) booleans, false for blocks of padding. The cache keeps a reference, so that in-place changes
+            affect later steps.
+        block_size: number of tokens in a block.
+        attention: `"block_causal"` or `"causal"`; see `delta_iris.nn.transformer.block_mask`.
+        dtype: dtype of keys and values.
+
+    Attributes:
+        tokens: capacity in tokens.
+        keys: (layers, B, H, tokens, Dh).
+        values: (layers, B, H, tokens, Dh).
+        position: number of tokens written so far.
     """
 
     def __init__(
-        self, layers: int, heads: int, dim: int, valid: Tensor, block_size: int, within: str, dtype: torch.dtype
+        self,
+        layers: int,
+        heads: int,
+        dim: int,
+        valid: Tensor,
+        block_size: int,
+        attention: AttentionKind,
+        dtype: torch.dtype,
     ) -> None:
-        self.valid, self.block_size, self.within = valid, block_size, within
-        # Attention kernels want the rows of a mask aligned.
+        self.valid, self.block_size = valid, block_size
+        self.attention: AttentionKind = attention
+        # Attention kernels require aligned rows of the mask.
         self.tokens = -(-valid.shape[1] * block_size // 16) * 16
         self.keys = torch.zeros(layers, len(valid), heads, self.tokens, dim, device=valid.device, dtype=dtype)
         self.values = torch.zeros_like(self.keys)
         self.position = 0
 
     def next(self, number: int) -> slice:
-        """Sequence positions of the next tokens."""
+        """Return the sequence positions of the next `number` tokens."""
         return slice(self.position, self.position + number)

@@ -1,24 +1,30 @@
-"""Sampling from logits on the device."""
+"""Sampling from categorical distributions on the device."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from delta_iris.acceleration.compile import region
+from delta_iris.acceleration.compile import compile_region
 
-__all__ = ["sample"]
+__all__ = ["sample_categorical"]
 
 
-def sample(logits: Tensor) -> Tensor:
-    """Sample (…) indices from (…, N) logits, without waiting for the device.
+def sample_categorical(logits: Tensor) -> Tensor:
+    """Sample indices from categorical distributions, without synchronizing with the host.
 
-    Gumbel's trick: `torch.multinomial` would check its argument on the host. The noise is drawn outside of the compiled
-    region, which has random numbers of its own.
+    Uses the Gumbel-max trick, because `torch.multinomial` checks its argument on the host. The noise is drawn outside
+    the compiled region, because compiled code has a random number generator of its own.
+
+    Args:
+        logits: (…, N) unnormalized log-probabilities.
+
+    Returns:
+        (…) int64 indices.
     """
-    return _largest(logits, torch.empty_like(logits, dtype=torch.float32).exponential_())
+    return _gumbel_argmax(logits, torch.empty_like(logits, dtype=torch.float32).exponential_())
 
 
-@region(dynamic=True)
-def _largest(logits: Tensor, noise: Tensor) -> Tensor:
-    return (logits.float() - noise.log()).argmax(-1)
+@compile_region(dynamic=True)
+def _gumbel_argmax(logits: Tensor, exponential_noise: Tensor) -> Tensor:
+    return (logits.float() - exponential_noise.log()).argmax(-1)

@@ -1,7 +1,8 @@
-"""Means over the entries that count, equal on any number of processes."""
+"""Masked means and normalization over a batch that may be split into micro-batches and across processes."""
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -10,63 +11,88 @@ from torch import distributed as dist
 
 from delta_iris.distributed import world_size
 
-__all__ = ["Average", "masked_mean", "normalized"]
+__all__ = ["WeightedMean", "code_entropy", "masked_mean", "normalize_advantages"]
 
 
-class Average(NamedTuple):
-    """A sum, and of how many: what batches and processes add up before they divide. Both are scalar float tensors."""
+class WeightedMean(NamedTuple):
+    """A mean stored as a sum and a weight, so that means of batches and processes can be added exactly.
+
+    The mean is `total / weight`.
+
+    Attributes:
+        total: scalar float tensor, sum of the values.
+        weight: scalar float tensor, number of the values.
+    """
 
     total: Tensor
-    number: Tensor
+    weight: Tensor
 
     @staticmethod
-    def of(values: Tensor, mask: Tensor) -> Average:
-        """Of `values` where `mask`, of the same shape, is true."""
-        return Average(torch.where(mask, values.float(), 0.0).sum(), mask.sum().float())
+    def of(values: Tensor, mask: Tensor) -> WeightedMean:
+        """Return the mean of the values where a mask is true.
 
-    def __add__(self, other: Average) -> Average:  # type: ignore[override]
-        return Average(self.total + other.total, self.number + other.number)
+        Args:
+            values: (…) numbers.
+            mask: (…) booleans.
+        """
+        return WeightedMean(torch.where(mask, values.float(), 0.0).sum(), mask.sum().float())
+
+    def __add__(self, other: WeightedMean) -> WeightedMean:  # type: ignore[override]
+        """Return the mean over the values of both."""
+        return WeightedMean(self.total + other.total, self.weight + other.weight)
 
 
-def masked_mean(values: Tensor, mask: Tensor, whole: Tensor | None = None) -> Tensor:
-    """Mean of `values` where `mask` is true, zero where it is true nowhere.
+def masked_mean(values: Tensor, mask: Tensor, batch_mask: Tensor | None = None) -> Tensor:
+    """Return the mean of the values where a mask is true, or zero if it is true nowhere.
 
-    Where `values` are a part of a batch, `whole` is the mask of all of it: the results of the parts then add up to the
+    For a micro-batch, `batch_mask` is the mask of the whole batch: the results of all micro-batches then add up to the
     mean over the batch.
 
-    With several processes the denominator is the *average* count over them, so that averaging their results (and
-    their gradients, as data parallelism does) gives the mean over all their entries together: two ranks equal one.
+    With several processes the denominator is the *average* count over them. Averaging the results, or their gradients
+    as data parallelism does, then gives the mean over the entries of all processes.
 
     Args:
-        values: (…) floats; what stands where `mask` is false is never read into the sum.
-        mask: (…) booleans of the same shape.
-        whole: booleans, the mask of the whole batch; `mask` itself by default.
+        values: (…) floats; values where `mask` is false are ignored, even if they are not finite.
+        mask: (…) booleans.
+        batch_mask: booleans of any shape, the mask of the whole batch; `mask` by default.
+
+    Returns:
+        Scalar float32 tensor.
     """
-    count = (mask if whole is None else whole).sum().to(torch.float32)
+    count = (mask if batch_mask is None else batch_mask).sum().to(torch.float32)
     if world_size() > 1:
         dist.all_reduce(count)
         count = count / world_size()
     total = torch.where(mask, values.float(), 0.0).sum()
-    # The count may be a fraction below one (one entry on two ranks), so an empty mask cannot be met by a clamp to 1.
+    # An average count may be a fraction below one (one entry on two ranks), so clamping it to 1 would be wrong.
     return total / torch.where(count > 0, count, 1.0)
 
 
-def normalized(values: Tensor, whole: Tensor, mask: Tensor) -> Tensor:
-    """`values` in terms of mean and standard deviation of a whole batch, over all processes.
+def normalize_advantages(advantages: Tensor, batch_advantages: Tensor, batch_mask: Tensor) -> Tensor:
+    """Normalize advantages by the mean and standard deviation of the whole batch, over all processes.
 
     Args:
-        values: (…) floats without gradient, the batch or a part of it.
-        whole: floats, the whole batch of this process.
-        mask: booleans of the shape of `whole`, what of it counts.
+        advantages: (…) floats without gradient, the batch or a micro-batch of it.
+        batch_advantages: floats, the whole batch of this process.
+        batch_mask: booleans of the shape of `batch_advantages`; the statistics ignore entries where it is false.
+
+    Returns:
+        (…) normalized advantages.
     """
-    mean = _mean(whole, mask)
-    deviation = _mean((whole - mean).square(), mask).sqrt()
-    return (values - mean) / (deviation + 1e-5)
+    mean = _global_mean(batch_advantages, batch_mask)
+    deviation = _global_mean((batch_advantages - mean).square(), batch_mask).sqrt()
+    return (advantages - mean) / (deviation + 1e-5)
 
 
-def _mean(values: Tensor, mask: Tensor) -> Tensor:
-    """The mean over all processes, the same on each (`masked_mean` gives what is yet to be averaged over them)."""
-    sums = torch.stack(Average.of(values, mask))
+def _global_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Return the masked mean over all processes, equal on each; `masked_mean` has to be averaged over them first."""
+    sums = torch.stack(WeightedMean.of(values, mask))
     if world_size() > 1:
         dist.all_reduce(sums)
     return sums[0] / sums[1].clamp(min=1)
+
+
+def code_entropy(counts: Tensor) -> Tensor:
+    """Entropy in bits of the frequencies given by `counts` (N,)."""
+    frequencies = counts / counts.sum().clamp(min=1)
+    return -torch.xlogy(frequencies, frequencies).sum() / math.log(2)

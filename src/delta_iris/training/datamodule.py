@@ -1,62 +1,62 @@
-"""The LightningDataModule: environments, replay, and the windows of each training phase."""
+"""The LightningDataModule: environments, replay, and the segments of each training phase."""
 
 from __future__ import annotations
 
-import random
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from gymnasium.vector import AsyncVectorEnv
 from torch.utils.data import DataLoader
 
-from delta_iris.data.collector import Collector, Episode, Policy
-from delta_iris.data.loader import WindowDataset, window_loader
-from delta_iris.data.recorded_episodes import add_recordings, find_recordings
-from delta_iris.data.replay import Replay, ReplayReader
-from delta_iris.data.sampler import WindowSampler
-from delta_iris.data.segment import Window
+from delta_iris.data.collector import Collector, EpisodeStats, Policy
+from delta_iris.data.loader import SegmentDataset, segment_loader
+from delta_iris.data.recorded_episodes import add_recorded_episodes, find_recorded_episodes
+from delta_iris.data.replay import Replay
+from delta_iris.data.replay_reader import ReplayReader
+from delta_iris.data.sampler import SegmentSampler
+from delta_iris.data.segment import SegmentBatch
 from delta_iris.distributed import gather_objects
-from delta_iris.envs.vector import check_environment, make_vector_env
+from delta_iris.envs.vector import check_env, make_vector_env
 from delta_iris.errors import UserError
-from delta_iris.training.schedule import PHASES
+from delta_iris.training.held_out import HeldOutBatches
+from delta_iris.training.learner import Learner
+from delta_iris.training.phase import Phase
+from delta_iris.training.random_state import get_random_states, set_random_states
 
 __all__ = ["ReplayDataModule"]
 
 HELD_OUT_SEED = 1 << 20
-"""Distance of the seeds of test environments from those of training ones: they never meet."""
+"""Distance between the seeds of test environments and of training environments, so that they never meet."""
 
 RESUME_SEED_STEP = 1 << 21
-"""Distance of the seeds of environments that start anew after a resume, times the frames collected before it."""
+"""Distance between the seeds of environments before and after a resume, for each frame collected before it."""
 
 
 class ReplayDataModule(L.LightningDataModule):
-    """Collects experience into a replay on disk and serves windows of it.
+    """Collects experience into a replay on disk, and serves segments of it to the phases of a `Learner`.
 
-    With several processes each has its share of the environments and of every batch, and a replay of its own.
+    With several processes, each has its part of the environments and of every batch, and its own replay.
 
     Args:
         environment: a gymnasium id; `module:Id` imports the module that registers it.
-        environment_options: keyword arguments for `gymnasium.make`.
+        environment_options: keyword arguments of `gymnasium.make`.
         frame_size: height and width of the environment's RGB frames, in pixels.
         num_actions: number of the environment's actions.
         num_envs: environments that collect, in all processes together.
-        num_test_envs: environments that play test episodes, in all processes together.
-        window: steps of a training window.
-        burn_in: real frames before the one that the agent first acts on.
-        num_workers: processes that read ahead, for each training process.
-        priority: how strongly episodes that were drawn less are preferred; see `WindowSampler`.
-        recordings: a folder of episodes that a new run begins with, in the format that `read_recording` reads.
-        agent_frames: the agent imagines on from the latest episodes that hold so many frames together, over all
-            processes, rather than from all of the replay.
-        val_episodes: test episodes played at each validation.
-        test_episodes: episodes that `test` plays.
-        val_batches: batches of held-out windows for the losses of tokenizer and world model.
-        val_batch_size: windows of each.
+        num_test_envs: environments that run test episodes, in all processes together.
+        num_workers: processes that read segments ahead, for each training process.
+        recorded_episodes: a folder of episodes that a new run begins with; see `read_recorded_episode` for the format.
+        val_episodes: test episodes of each validation.
+        test_episodes: episodes of `test`.
+        val_batches: batches of held-out segments that the world model is measured on.
+        val_batch_size: segments of each of these batches.
+
+    Raises:
+        ValueError: if a number is below 1.
     """
 
     def __init__(
@@ -67,31 +67,37 @@ class ReplayDataModule(L.LightningDataModule):
         num_actions: int = 17,
         num_envs: int = 16,
         num_test_envs: int = 16,
-        window: int = 21,
-        burn_in: int = 5,
-        num_workers: int = 2,
-        priority: float = 5.0,
-        recordings: Path | None = None,
-        agent_frames: int | None = None,
+        num_workers: int = 4,
+        recorded_episodes: Path | None = None,
         val_episodes: int = 16,
         test_episodes: int = 256,
         val_batches: int = 6,
         val_batch_size: int = 32,
     ) -> None:
         super().__init__()
+        at_least_one = {
+            "num_envs": num_envs,
+            "num_test_envs": num_test_envs,
+            "val_episodes": val_episodes,
+            "test_episodes": test_episodes,
+            "val_batches": val_batches,
+            "val_batch_size": val_batch_size,
+        }
+        for key, value in at_least_one.items():
+            if value < 1:
+                raise ValueError(f"{key} is {value}: it must be 1 or more")
         self.environment, self.environment_options = environment, environment_options or {}
         self.frame_size, self.num_actions = frame_size, num_actions
-        self.num_envs, self.num_test_envs = num_envs, num_test_envs
-        self.window, self.burn_in, self.num_workers = window, burn_in, num_workers
-        self.priority, self.agent_frames, self.recordings = priority, agent_frames, recordings
+        self.num_envs, self.num_test_envs, self.num_workers = num_envs, num_test_envs, num_workers
+        self.recorded_episodes = recorded_episodes
         self.val_episodes, self.test_episodes = val_episodes, test_episodes
         self.val_batches, self.val_batch_size = val_batches, val_batch_size
         self.replay: Replay
         self.collector: Collector
-        self._samplers: dict[str, WindowSampler] = {}
-        self.recorded_episodes: list[Path] = []
+        self.samplers: dict[str, SegmentSampler] = {}
+        self.recorded_paths: list[Path] = []
+        self.committed_position: dict[str, int] = {}
         self._phase_start: tuple[str, dict[str, Any]] | None = None
-        self._safe_position: dict[str, int] = {}
         self._restored_random: dict[str, Any] | None = None
         self._held_out: tempfile.TemporaryDirectory[str] | None = None
         self._run_seed: int | None = None
@@ -106,6 +112,13 @@ class ReplayDataModule(L.LightningDataModule):
         return (*self.frame_size, 3)
 
     @property
+    def learner(self) -> Learner:
+        """Whose phases the segments are for."""
+        module = self.trainer.lightning_module if self.trainer else None
+        assert isinstance(module, Learner), "a ReplayDataModule serves the phases of a Learner"
+        return module
+
+    @property
     def _rank(self) -> int:
         return self.trainer.global_rank if self.trainer else 0
 
@@ -114,56 +127,59 @@ class ReplayDataModule(L.LightningDataModule):
         """Number of training processes."""
         return self.trainer.world_size if self.trainer else 1
 
-    def share(self, key: str, number: int) -> int:
-        """This process's share of something counted over all of them.
+    def split_across_ranks(self, key: str, number: int) -> int:
+        """This process's part of a number that counts over all processes.
+
+        Args:
+            key: of the configuration, for the message.
+            number: over all processes.
 
         Raises:
-            UserError: where it cannot be shared evenly.
+            UserError: if it cannot be split evenly.
         """
         if number % self.world_size:
             raise UserError(
-                f"{key} is {number}, which {self.world_size} processes cannot share evenly: make it a multiple of "
-                f"{self.world_size}, or change trainer.devices"
+                f"{key} is {number}, which cannot be split evenly across {self.world_size} processes: make it a "
+                f"multiple of {self.world_size}, or change trainer.devices"
             )
         return number // self.world_size
 
     def setup(self, stage: str) -> None:
-        """Check the environment against the configuration and, to fit, open the replay and start collecting."""
-        if self._samplers:
+        """Check the environment against the configuration and, to fit, open the replay and the environments."""
+        if self.samplers:
             return
-        check_environment(self.environment, self.environment_options, self.frame_size, self.num_actions)
-        test_envs = self.share("data.num_test_envs", self.num_test_envs)
+        check_env(self.environment, self.environment_options, self.frame_size, self.num_actions)
+        self.split_across_ranks("data.num_test_envs", self.num_test_envs)
         for key, episodes in (("val_episodes", self.val_episodes), ("test_episodes", self.test_episodes)):
             if episodes % self.num_test_envs:
                 raise UserError(
-                    f"data.{key} is {episodes}, but every one of data.num_test_envs ({self.num_test_envs}) must play "
-                    "as many (the first to finish would favour short ones): make it a multiple"
+                    f"data.{key} is {episodes}, but each of the {self.num_test_envs} data.num_test_envs must run the "
+                    "same number (taking the first to finish would favour short episodes): make it a multiple"
                 )
-        assert test_envs > 0
         if stage != "fit":
             return
         assert self.trainer is not None
         folder = Path(self.trainer.log_dir or self.trainer.default_root_dir) / "replay" / f"rank_{self._rank}"
-        if self.recordings is not None and not folder.exists():  # a run that is resumed has them already
-            self.recorded_episodes = find_recordings(Path(self.recordings), self.world_size)
+        if self.recorded_episodes is not None and not folder.exists():  # a resumed run has them already
+            self.recorded_paths = find_recorded_episodes(Path(self.recorded_episodes), self.world_size)
         self.replay = Replay(folder, self.frame_shape)
-        seed = self.seed
-        for index, phase in enumerate(PHASES):
-            if phase == "agent":
-                latest = self.agent_frames and -(-self.agent_frames // self.world_size)
-                length, overhang_end = self.burn_in + 1, False
-            else:
-                latest, length, overhang_end = None, self.window, True
-            own_seed = seed + 7919 * index
-            self._samplers[phase] = WindowSampler(length, overhang_end, own_seed, self.priority, latest)
-        num_envs = self.share("data.num_envs", self.num_envs)
-        envs = self._make_envs(num_envs)
-        self.collector = Collector(envs, self.replay, self.burn_in, seed)
-        self._safe_position = self.replay.position()
+        for index, phase in enumerate(self.learner.phases):
+            sampling = phase.sampling
+            self.samplers[phase.name] = SegmentSampler(
+                sampling.length,
+                sampling.pad_start,
+                sampling.pad_end,
+                self.seed + 7919 * index,
+                sampling.priority_exponent,
+                sampling.recent_frames and -(-sampling.recent_frames // self.world_size),
+            )
+        envs = self._make_envs(self.split_across_ranks("data.num_envs", self.num_envs))
+        self.collector = Collector(envs, self.replay, self.learner.make_policy().burn_in, self.seed)
+        self.commit()
 
     @property
     def seed(self) -> int:
-        """What seed_everything was given, moved apart for each process: environments and draws differ."""
+        """The value of `seed_everything`, offset for each process: environments and draws must differ."""
         if self._run_seed is None:
             self._run_seed = int(torch.initial_seed() % (1 << 31))
         return self._run_seed + 1_000_003 * self._rank
@@ -176,13 +192,13 @@ class ReplayDataModule(L.LightningDataModule):
     def teardown(self, stage: str) -> None:
         """Close replay and environments."""
         for envs in self._envs:
-            # A process that died cannot be told to close.
+            # A process that died cannot be asked to close.
             envs.close(terminate=any(not process.is_alive() for process in envs.processes))
         self._envs.clear()
         self._test_envs = None
-        if stage == "fit" and self._samplers:
+        if stage == "fit" and self.samplers:
             self.replay.close()
-            self._samplers.clear()
+            self.samplers.clear()
         if self._held_out is not None:
             self._held_out.cleanup()
             self._held_out = None
@@ -194,99 +210,119 @@ class ReplayDataModule(L.LightningDataModule):
         policy: Policy | None,
         frames: int,
         epsilon: float,
-        progress: Callable[[int, list[Episode]], bool],
-    ) -> list[Episode]:
-        """Collect at least `frames` frames over all processes, as many from each environment."""
-        self._safe_position = self.replay.position()
+        progress: Callable[[int, list[EpisodeStats]], bool],
+    ) -> list[EpisodeStats]:
+        """Collect at least `frames` frames over all processes, the same number from each environment.
+
+        Args:
+            policy: chooses the actions; uniformly random ones where None.
+            frames: over all processes.
+            epsilon: probability of a random action instead of the policy's.
+            progress: see `Collector.collect`.
+
+        Returns:
+            the finished episodes of this process.
+        """
+        self.commit()
         steps = -(-frames // self.num_envs)
         return self.collector.collect(policy, steps, epsilon=epsilon, progress=progress)
 
-    def begin(self) -> None:
+    def on_run_start(self) -> None:
         """Get ready to collect and train; called once everything is set up and, on a resume, restored.
 
-        A new run's replay begins with the recordings; each process takes its share.
+        A new run's replay begins with the recorded episodes, of which each process takes its part.
 
         Raises:
-            UserError: where the replay is another run's, or a recording is not what it should be.
+            UserError: if the replay belongs to another run, or a recorded episode is invalid.
         """
         if self._restored_random is not None:
-            _set_random_states(self._restored_random)
+            set_random_states(self._restored_random)
             self._restored_random = None
             return
         if self.replay.num_episodes:
             raise UserError(
-                f"{self.replay.folder} already holds a run's replay: resume it with --ckpt_path, or choose another run "
-                "folder (trainer.logger.init_args.version)"
+                f"{self.replay.folder} already holds the replay of a run: resume it with --ckpt_path, or choose "
+                "another run folder (trainer.logger.init_args.version)"
             )
-        if self.recorded_episodes:
-            add_recordings(self.replay, self.recorded_episodes[self._rank :: self.world_size], self.num_actions)
-            self.keep_collected()
+        if self.recorded_paths:
+            add_recorded_episodes(self.replay, self.recorded_paths[self._rank :: self.world_size], self.num_actions)
+            self.commit()
         if self.world_size > 1:
-            # Until here all processes drew the same numbers, as equal initial weights need; from here each its own.
+            # Until here all processes drew the same numbers, which equal initial weights need; now each draws its own.
             torch.manual_seed(self.seed)
 
-    def keep_collected(self) -> None:
-        """Mark what was collected as part of the run: checkpoints made from now on include it."""
-        self._safe_position = self.replay.position()
+    def commit(self) -> None:
+        """Make what was collected part of the run: checkpoints saved from now on include it."""
+        self.committed_position = self.replay.position()
 
-    def play_test_episodes(
-        self, policy: Policy, episodes: int, progress: Callable[[int, list[Episode]], bool]
-    ) -> list[Episode]:
-        """Play `episodes` test episodes over all processes and keep them as held-out data until the next call.
+    def run_test_episodes(
+        self, policy: Policy, episodes: int, progress: Callable[[int, list[EpisodeStats]], bool]
+    ) -> list[EpisodeStats]:
+        """Run test episodes, and keep them as held-out data until the next call.
+
+        Args:
+            policy: chooses the actions.
+            episodes: number of episodes over all processes.
+            progress: see `Collector.collect`.
 
         Returns:
             the episodes of this process.
         """
         if self._test_envs is None:
-            self._test_envs = self._make_envs(self.share("data.num_test_envs", self.num_test_envs))
+            number = self.split_across_ranks("data.num_test_envs", self.num_test_envs)
+            self._test_envs = self._make_envs(number)
         if self._held_out is not None:
             self._held_out.cleanup()
         self._held_out = tempfile.TemporaryDirectory(prefix="delta_iris_held_out_")
-        replay = Replay(Path(self._held_out.name) / "replay", self.frame_shape, level=1)
-        # The same worlds at every call: what differs between two evaluations is the agent.
+        replay = Replay(self._held_out_folder, self.frame_shape, level=1)
+        # The same episodes' seeds at every call: two evaluations differ in the agent only.
         collector = Collector(self._test_envs, replay, policy.burn_in, self.seed + HELD_OUT_SEED)
-        played = collector.collect(policy, episodes_per_env=episodes // self.num_test_envs, progress=progress)
+        finished = collector.collect(policy, episodes_per_env=episodes // self.num_test_envs, progress=progress)
         replay.close()
-        return played
+        return finished
+
+    @property
+    def _held_out_folder(self) -> Path:
+        assert self._held_out is not None, "test episodes are run before they are read"
+        return Path(self._held_out.name) / "replay"
 
     def held_out(self) -> ReplayReader:
-        """The test episodes that this process played last."""
-        assert self._held_out is not None, "test episodes are played before they are read"
-        return ReplayReader(Path(self._held_out.name) / "replay", self.frame_shape)
+        """The test episodes that this process ran last."""
+        return ReplayReader(self._held_out_folder, self.frame_shape)
 
-    # --- serving windows ---
+    # --- serving segments ---
 
-    def phase_loader(
-        self, phase: str, steps: int, batch_size: int, *, count: bool, skip: int = 0
-    ) -> DataLoader[Window]:
-        """The windows of one training phase.
+    def phase_loader(self, phase: Phase, steps: int, *, update_counts: bool, skip: int = 0) -> DataLoader[SegmentBatch]:
+        """The batches of a training phase in one epoch.
 
         Args:
-            phase: `"tokenizer"`, `"world_model"` or `"agent"`.
-            steps: batches of the phase.
-            batch_size: windows of a batch, over all processes.
-            count: whether the draws count against the episodes in later ones.
+            phase: what trains on them.
+            steps: number of batches.
+            update_counts: whether the draws lower the priority of the episodes in later draws.
             skip: batches that were trained on before an interruption.
         """
-        sampler = self._samplers[phase]
-        self._phase_start = (phase, sampler.state_dict())
-        share = self.share(f"loop.{phase}.batch_size", batch_size)
-        # All draws now: they are cheap, and an interruption can then resume at any batch.
-        batches = [sampler.draw(self.replay.lengths, share, count) for _ in range(steps)]
-        dataset = WindowDataset(self.replay.folder, self.frame_shape, sampler.length)
-        return window_loader(dataset, batches, self.num_workers, skip, pin_memory=torch.cuda.is_available())
+        sampler = self.samplers[phase.name]
+        self._phase_start = (phase.name, sampler.state_dict())
+        key = f"model.init_args.schedule.{phase.name}.batch_size"
+        batch_size = self.split_across_ranks(key, phase.schedule.batch_size)
+        # All draws now: they are cheap, and an interrupted phase can then resume at any batch.
+        batches = [sampler.draw(self.replay.lengths, batch_size, update_counts) for _ in range(steps)]
+        dataset = SegmentDataset(self.replay.folder, self.frame_shape, sampler.length)
+        return segment_loader(dataset, batches, self.num_workers, skip, pin_memory=torch.cuda.is_available())
 
     def end_phase(self) -> None:
-        """Mark a phase as done: checkpoints made from now on hold the sampler's state after it."""
+        """Mark a phase as complete: checkpoints saved from now on hold the sampler's state after it."""
         self._phase_start = None
 
-    def train_dataloader(self) -> DataLoader[Window]:
-        """A tokenizer phase of 100 batches of 32, to train a tokenizer alone under a plain Trainer."""
-        return self.phase_loader("tokenizer", 100, 32, count=True)
-
-    def val_dataloader(self) -> DataLoader[Window]:
-        """Windows of the held-out episodes, drawn when the loader is iterated."""
-        dataset = _HeldOutBatches(self)
+    def val_dataloader(self) -> DataLoader[SegmentBatch]:
+        """Segments of the test episodes, drawn when the loader is iterated."""
+        dataset = HeldOutBatches(
+            lambda: self._held_out_folder,
+            self.frame_shape,
+            self.learner.segment_length,
+            self.val_batches,
+            self.val_batch_size,
+        )
         return DataLoader(dataset, batch_size=None, generator=torch.Generator())
 
     test_dataloader = val_dataloader
@@ -294,24 +330,28 @@ class ReplayDataModule(L.LightningDataModule):
     # --- checkpoints ---
 
     def state_dict(self) -> dict[str, Any]:
-        """Of every process: the replay's position, draws counted so far, and all random states."""
-        if not self._samplers:
+        """The replay's position, the samplers' states and all random states of every process."""
+        if not self.samplers:
             return {}
-        samplers = {phase: sampler.state_dict() for phase, sampler in self._samplers.items()}
+        samplers = {name: sampler.state_dict() for name, sampler in self.samplers.items()}
         if self._phase_start is not None:
-            phase, state = self._phase_start
-            samplers[phase] = state
+            name, state = self._phase_start
+            samplers[name] = state
         own = {
-            "replay": self._safe_position,
+            "replay": self.committed_position,
             "samplers": samplers,
             "collector": self.collector.random.bit_generator.state,
-            "random": _random_states(),
+            "random": get_random_states(),
         }
         return {"ranks": gather_objects(own)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave, the replay included; outside of fitting, nothing is touched."""
-        if not self._samplers or "ranks" not in state:
+        """Restore what `state_dict` returned, the replay included. Outside of fitting, nothing is changed.
+
+        Raises:
+            UserError: if the checkpoint was made by another number of processes.
+        """
+        if not self.samplers or "ranks" not in state:
             return
         if len(state["ranks"]) != self.world_size:
             raise UserError(
@@ -320,59 +360,10 @@ class ReplayDataModule(L.LightningDataModule):
             )
         own = state["ranks"][self._rank]
         self.replay.rollback(own["replay"])
-        self._safe_position = self.replay.position()
-        for phase, sampler in self._samplers.items():
-            sampler.load_state_dict(own["samplers"][phase])
+        self.commit()
+        for name, sampler in self.samplers.items():
+            sampler.load_state_dict(own["samplers"][name])
         self.collector.random.bit_generator.state = own["collector"]
-        # Environments start anew after a resume, so they must not begin with the worlds they began the run with.
+        # Environments start anew after a resume; their first episodes must not repeat those of the run's beginning.
         self.collector.seed += RESUME_SEED_STEP * (1 + self.replay.num_frames)
         self._restored_random = own["random"]
-
-
-def _random_states() -> dict[str, Any]:
-    version, internal, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002  (libraries may use it)
-    states: dict[str, Any] = {
-        "torch": torch.get_rng_state(),
-        "python": [version, list(internal), gauss],
-        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
-    }
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
-def _set_random_states(states: dict[str, Any]) -> None:
-    torch.set_rng_state(states["torch"])
-    version, internal, gauss = states["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, position, has_gauss, cached = states["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
-
-
-class _HeldOutBatches(torch.utils.data.Dataset[Window]):
-    """`val_batches` batches of windows that lie within held-out episodes; the draws are the same for the same data."""
-
-    def __init__(self, data: ReplayDataModule) -> None:
-        self._data = data
-
-    def __len__(self) -> int:
-        return self._data.val_batches
-
-    def __getitem__(self, index: int) -> Window:
-        if index >= len(self):
-            raise IndexError(index)
-        data, reader = self._data, self._data.held_out()
-        dataset = WindowDataset(reader.folder, data.frame_shape, data.window)
-        return dataset.__getitems__(self._draw(reader, np.random.default_rng(index)))
-
-    def _draw(self, reader: ReplayReader, generator: np.random.Generator) -> list[tuple[int, int]]:
-        lengths = [reader.length(episode) for episode in range(reader.num_episodes)]
-        windows = np.array([max(1, length - self._data.window + 1) for length in lengths])
-        last = np.cumsum(windows)
-        draws = generator.integers(last[-1], size=self._data.val_batch_size)
-        episodes = np.searchsorted(last, draws, side="right")
-        starts = draws - (last - windows)[episodes]
-        return list(zip(episodes.tolist(), starts.tolist(), strict=True))

@@ -1,24 +1,24 @@
-"""What an epoch consists of, and what a run then adds up to."""
+"""How much each part of an epoch does, and what a run adds up to."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-__all__ = ["PHASES", "Collection", "Phase", "Schedule"]
-
-PHASES = ("tokenizer", "world_model", "agent")
-"""The training phases of an epoch, in order; also the names of the modules they train."""
+__all__ = ["CollectionSchedule", "PhaseSchedule", "Schedule"]
 
 
-@dataclass
-class Collection:
-    """How much is collected.
+@dataclass(frozen=True)
+class CollectionSchedule:
+    """How much experience is collected.
 
-    Attributes:
-        frames: collected in each epoch, rounded up to as many from each environment.
-        first_epoch_frames: collected in the first epoch, with random actions; `frames` where None.
-        last_epoch: epochs that collect; the rest trains on what is there. All of them where None.
+    Args:
+        frames: frames of each epoch, rounded up to the same number from each environment.
+        first_epoch_frames: frames of the first epoch, with random actions; `frames` where None.
+        last_epoch: number of epochs that collect, after which training continues on the replay; all where None.
         epsilon: probability of a random action after the first epoch.
+
+    Raises:
+        ValueError: if a number of frames is negative or epsilon is no probability.
     """
 
     frames: int = 10_000
@@ -26,23 +26,37 @@ class Collection:
     last_epoch: int | None = None
     epsilon: float = 0.01
 
+    def __post_init__(self) -> None:
+        for name in ("frames", "first_epoch_frames"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 or more")
+        if not 0 <= self.epsilon <= 1:
+            raise ValueError(f"epsilon is {self.epsilon}: it must lie between 0 and 1")
+
     def frames_in(self, epoch: int) -> int:
         """Frames to collect in an epoch, counted from 0."""
         if self.last_epoch is not None and epoch >= self.last_epoch:
             return 0
         return self.first_epoch_frames if epoch == 0 and self.first_epoch_frames is not None else self.frames
 
+    def frames_until(self, epochs: int) -> int:
+        """Frames collected in a number of epochs."""
+        return sum(self.frames_in(epoch) for epoch in range(epochs))
 
-@dataclass
-class Phase:
-    """How much one module trains.
 
-    Attributes:
-        steps: batches in each epoch, an optimizer step each; the agent takes `passes` × `parts` of each batch.
-        batch_size: windows of a batch, over all processes.
-        first_epoch_steps: steps in the first epoch; `steps` where None.
-        micro_batch_size: windows computed at a time by each process, where memory is short; gradients and codebook are
-            those of the whole batch all the same.
+@dataclass(frozen=True)
+class PhaseSchedule:
+    """How much a phase trains.
+
+    Args:
+        steps: batches in each epoch.
+        batch_size: segments of a batch, over all processes.
+        first_epoch_steps: batches in the first epoch; `steps` where None.
+        micro_batch_size: segments that each process computes at a time, where memory is short; gradients and codebook
+            are those of the whole batch regardless.
+
+    Raises:
+        ValueError: if a number is out of range.
     """
 
     steps: int = 500
@@ -50,35 +64,30 @@ class Phase:
     first_epoch_steps: int | None = None
     micro_batch_size: int | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "first_epoch_steps"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 or more")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}: it must be 1 or more")
+        if self.micro_batch_size is not None and self.micro_batch_size < 1:
+            raise ValueError(f"micro_batch_size is {self.micro_batch_size}: it must be 1 or more, or null")
+
     def steps_in(self, epoch: int) -> int:
-        """Steps in an epoch, counted from 0."""
+        """Batches in an epoch, counted from 0."""
         return self.first_epoch_steps if epoch == 0 and self.first_epoch_steps is not None else self.steps
 
+    def segments_until(self, epochs: int) -> int:
+        """Segments trained on in a number of epochs."""
+        return sum(self.steps_in(epoch) for epoch in range(epochs)) * self.batch_size
 
-@dataclass
+
+@dataclass(frozen=True)
 class Schedule:
-    """An epoch: collect, then train tokenizer, world model and agent, in that order (paper §2).
+    """The part of a schedule that all systems have; each adds a `PhaseSchedule` for each of its phases.
 
-    Attributes:
+    Args:
         collection: how much is collected.
-        tokenizer, world_model, agent: how much each module trains.
     """
 
-    collection: Collection = field(default_factory=Collection)
-    tokenizer: Phase = field(default_factory=Phase)
-    world_model: Phase = field(default_factory=Phase)
-    agent: Phase = field(default_factory=Phase)
-
-    def phase(self, name: str) -> Phase:
-        """The phase of a module, by its name."""
-        phase = getattr(self, name)
-        assert isinstance(phase, Phase)
-        return phase
-
-    def frames_until(self, epochs: int) -> int:
-        """Frames collected in a number of epochs."""
-        return sum(self.collection.frames_in(epoch) for epoch in range(epochs))
-
-    def imagined_until(self, epochs: int, horizon: int) -> int:
-        """Steps imagined in a number of epochs."""
-        return sum(self.agent.steps_in(epoch) for epoch in range(epochs)) * self.agent.batch_size * horizon
+    collection: CollectionSchedule = field(default_factory=CollectionSchedule)

@@ -13,16 +13,20 @@ from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from torch import distributed as dist
 from torch.distributed.constants import default_pg_timeout
 
-from delta_iris.training.learner import DeltaIris
+from delta_iris.training.learner import Learner
 
 __all__ = ["DeltaDDPStrategy", "end_with_parent"]
 
 
 def end_with_parent(poll_seconds: float = 1.0, grace_seconds: float = 10.0) -> None:
-    """From now on, kill this process where the one that started it has been gone for a while.
+    """Kill this process some time after its parent process has ended.
 
-    Lightning's first process ends all when one of the others dies, but nobody ends them when it is itself killed: they
-    would wait in a message of a CUDA graph, and keep their GPU busy with that. The grace is for those that end anyway.
+    Lightning's first process ends all others when one of them dies, but nothing ends them when the first one is killed:
+    they would wait for a message inside a CUDA graph and keep their GPUs busy.
+
+    Args:
+        poll_seconds: time between checks.
+        grace_seconds: time for processes that end by themselves.
     """
     parent = os.getppid()
 
@@ -30,22 +34,22 @@ def end_with_parent(poll_seconds: float = 1.0, grace_seconds: float = 10.0) -> N
         while os.getppid() == parent:
             time.sleep(poll_seconds)
         time.sleep(grace_seconds)
-        os.kill(os.getpid(), signal.SIGKILL)  # a thread that waits for a GPU hears nothing less
+        os.kill(os.getpid(), signal.SIGKILL)  # a thread that waits for a GPU reacts to no other signal
 
     threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
 
 
 class DeltaDDPStrategy(DDPStrategy):
-    """DDP without a wrapper: `DeltaIris.backward_step` averages the gradients of the module that it trains.
+    """DDP without PyTorch's reducer: `Learner.forward_backward` averages the gradients of the module that it trains.
 
-    PyTorch's reducer sends gradients while others are still computed, from hooks that Python runs at every step. Here a
-    step's losses, gradients, their average and clipping are one CUDA graph: thousands of launches cost more than what
-    a GPU waits for one message. Registered as `delta_ddp`; what `--trainer.devices N` uses. What else DDP can be told
-    (communication hooks, bucket sizes) is for that reducer, so it is not taken.
+    The reducer sends gradients from Python hooks while others are still computed. Here losses, gradients, their average
+    and clipping are one CUDA graph, because thousands of launches cost more than waiting for one message. Registered as
+    `delta_ddp`; what `--trainer.devices N` uses. DDP's other options (communication hooks, bucket sizes) configure the
+    reducer, so they are not accepted.
 
     Args:
         process_group_backend: `nccl` on GPUs and `gloo` on CPUs where None.
-        timeout: of the processes' messages to each other.
+        timeout: of messages between processes.
     """
 
     def __init__(
@@ -54,24 +58,24 @@ class DeltaDDPStrategy(DDPStrategy):
         super().__init__(process_group_backend=process_group_backend, timeout=timeout)
 
     def setup_environment(self) -> None:
-        """Join the other processes, and end with the one that started this: the first, or one such as torchrun."""
-        # The first process that Lightning itself knows may outlive the shell that it was typed in.
+        """Join the other processes, and end with the parent process: the first rank, or a launcher such as torchrun."""
+        # The first process that Lightning itself launches from may outlive its shell.
         if self.local_rank != 0 or not isinstance(self.cluster_environment, LightningEnvironment):
             end_with_parent()
         super().setup_environment()
 
     def configure_ddp(self) -> None:
-        """Begin with the weights of process 0 on all of them."""
+        """Start with the weights of process 0 on all processes."""
         assert self.lightning_module is not None
         for tensor in self.lightning_module.state_dict().values():
             dist.broadcast(tensor, src=0)
 
     def teardown(self) -> None:
-        """Take away the graphs first: the process group cannot end while one with messages of its own is left."""
-        if isinstance(self.lightning_module, DeltaIris):
-            self.lightning_module.forget_graphs()
+        """Free the CUDA graphs first: the process group cannot end while one holds messages of its own."""
+        if isinstance(self.lightning_module, Learner):
+            self.lightning_module.release_graphs()
         super().teardown()
 
 
 if "delta_ddp" not in StrategyRegistry:
-    StrategyRegistry.register("delta_ddp", DeltaDDPStrategy, "DDP that averages one module's gradients a step")
+    StrategyRegistry.register("delta_ddp", DeltaDDPStrategy, "DDP that averages the gradients of one phase's module")

@@ -1,1 +1,1 @@
-"""Crafter, deterministic and fast."""
+"""The Crafter environment, deterministic and accelerated."""

@@ -1,4 +1,4 @@
-"""Parts of Crafter's engine that are replaced by others of the same rules."""
+"""Changes to Crafter's engine that make it deterministic and faster, with the same rules."""
 
 from __future__ import annotations
 
@@ -21,31 +21,45 @@ class _InsertionOrderedSet(dict[Any, None]):
 
 
 class OrderedWorld(World):
-    """A world whose chunks remember the order in which creatures entered them.
+    """A world whose chunks keep their creatures in insertion order.
 
-    Stock Crafter keeps them in sets and draws the creature that disappears by set order, which is the order of
-    addresses in memory: no two processes agree. Nothing else of the rules is touched.
+    Crafter keeps them in sets and picks a random creature to despawn in set order. That order depends on memory
+    addresses and thus differs between processes.
     """
 
     def reset(self, seed: int | None = None) -> None:
+        """Clear the world.
+
+        Args:
+            seed: seed of the world's random numbers.
+        """
         super().reset(seed)
         self._chunks: Any = defaultdict(_InsertionOrderedSet)
 
 
 class Player(objects.Player):
-    """Crafter's player. Every step asks how far every object is: plain integers tell it seven times faster."""
+    """Crafter's player with a faster `distance`, which every step calls for every object."""
 
     def distance(self, target: Any) -> int:
-        """Steps to an object, or to a position given as an array."""
+        """Return the Manhattan distance in cells; plain integers are seven times faster than NumPy's.
+
+        Args:
+            target: an object, or a position as a (2,) array.
+        """
         (x, y), (own_x, own_y) = getattr(target, "pos", target).tolist(), self.pos.tolist()
         return abs(x - own_x) + abs(y - own_y)
 
 
 def make_crafter(size: int, length: int) -> crafter.Env:
-    """Crafter in an `OrderedWorld`, with frames of `size` × `size` pixels and episodes of at most `length` steps."""
+    """Create Crafter's engine with an `OrderedWorld`.
+
+    Args:
+        size: height and width of a frame, in pixels.
+        length: time limit of an episode, in steps.
+    """
     env = crafter.Env(size=(size, size), length=length, seed=0)
-    # The views hold this very object, so its class is changed rather than the object replaced.
+    # The views refer to this world object, so its class is changed instead of replacing the object.
     env._world.__class__ = OrderedWorld
-    # Its max is taken for every object at every step; of an array that takes longer than the rest of the comparison.
+    # Every step takes the maximum of `_view` once per object, which is slow for an array.
     env._view = tuple(env._view.tolist())
     return env

@@ -1,4 +1,4 @@
-"""Crafter as a `gymnasium.Env` that replays: the same seed and actions give the same episode anywhere."""
+"""Crafter as a deterministic `gymnasium.Env`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from delta_iris.envs.crafter.determinism import make_crafter
-from delta_iris.envs.crafter.drawing import draw_faster
-from delta_iris.envs.crafter.world_generation import Beginning
+from delta_iris.envs.crafter.drawing import install_fast_views
+from delta_iris.envs.crafter.world_generation import IncrementalReset
 
 __all__ = ["ACHIEVEMENTS", "CrafterEnv"]
 
@@ -23,16 +23,23 @@ ACHIEVEMENTS: tuple[str, ...] = tuple(crafter.constants.achievements)
 
 
 class CrafterEnv(gym.Env[Frame, np.int64]):
-    """The Crafter benchmark (Hafner, 2022): 17 actions, 22 achievements, RGB frames.
+    """The Crafter benchmark (Hafner, 2022): an open-world survival game with 17 actions and 22 achievements.
 
-    `info` holds `achievements` (how often each was done in this episode) and `inventory`, both dicts of ints.
-    An episode is `terminated` by death and `truncated` after `length` steps.
+    The same seed and the same actions give the same episode in any process, unlike in `crafter.Env`.
+
+    Observations are RGB frames, (size, size, 3) uint8. `info` contains `achievements` (how often each was unlocked in
+    this episode) and `inventory` (the amount of each item), both as dicts of ints. An episode is `terminated` by death
+    and `truncated` after `length` steps.
+
+    Source: https://arxiv.org/abs/2109.06780
 
     Args:
         size: height and width of a frame, in pixels.
         length: time limit of an episode, in steps.
-        render_mode: `"rgb_array"` or none; `render()` gives the latest frame again, and draws nothing from the
-            world's random numbers (at night Crafter's own renderer does, and would so change the episode).
+        render_mode: `"rgb_array"` or None.
+
+    Attributes:
+        engine: the `crafter.Env` of the current episode. `reset` replaces it.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012  (gymnasium's own convention)
@@ -41,28 +48,43 @@ class CrafterEnv(gym.Env[Frame, np.int64]):
         self.render_mode = render_mode
         self.observation_space = gym.spaces.Box(0, 255, (size, size, 3), np.uint8)
         self.action_space = gym.spaces.Discrete(len(crafter.constants.actions))
-        # While one is played, the other gets the next episode's world.
-        self._env, other = (_make(size, length) for _ in range(2))
-        self._next = Beginning(other, seed=0)
+        # While one engine plays an episode, the world of the next episode is generated in the other.
+        self.engine, other = (_make_engine(size, length) for _ in range(2))
+        self._next_reset = IncrementalReset(other, seed=0)
         self._frame: Frame | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Frame, dict[str, Any]]:
-        """Start an episode in a new world, drawn from `seed` or, without one, from the seed given before."""
+        """Start an episode in a new world.
+
+        Args:
+            seed: seed of the sequence of worlds; None continues the current sequence.
+            options: not used.
+
+        Returns:
+            The first frame, and `info`.
+        """
         super().reset(seed=seed)
         world_seed = _draw_seed(self.np_random)
-        if self._next.seed != world_seed:
-            self._next = Beginning(self._next.env, world_seed)
-        self._env, spare = self._next.finish(), self._env
-        # A look ahead: where the next reset draws otherwise (it was given a seed), this world is dropped.
-        self._next = Beginning(spare, _draw_seed(deepcopy(self.np_random)))
-        self._frame = self._env._obs()
-        player = self._env._player
+        if self._next_reset.seed != world_seed:
+            self._next_reset = IncrementalReset(self._next_reset.env, world_seed)
+        self.engine, spare = self._next_reset.finish(), self.engine
+        # Peek at the next seed. If the next reset is given a seed instead, it discards this world.
+        self._next_reset = IncrementalReset(spare, _draw_seed(deepcopy(self.np_random)))
+        self._frame = self.engine._obs()
+        player = self.engine._player
         return self._frame, _info(player.achievements, player.inventory)
 
     def step(self, action: np.int64 | int) -> tuple[Frame, float, bool, bool, dict[str, Any]]:
-        """Act once; see `gymnasium.Env.step`."""
-        frame, reward, done, info = self._env.step(int(action))
-        self._next.advance()
+        """Perform an action.
+
+        Args:
+            action: an integer from 0 to 16.
+
+        Returns:
+            The next frame, the reward, whether the player died, whether the time limit was reached, and `info`.
+        """
+        frame, reward, done, info = self.engine.step(int(action))
+        self._next_reset.advance()
         self._frame = frame
         terminated = info["discount"] == 0
         return (
@@ -74,7 +96,14 @@ class CrafterEnv(gym.Env[Frame, np.int64]):
         )
 
     def render(self) -> Frame | None:
-        """Return the latest frame, (size, size, 3) uint8, or None where `render_mode` is None."""
+        """Return a copy of the latest frame, (size, size, 3) uint8, or None if `render_mode` is None.
+
+        The frame is not rendered again, because at night Crafter's renderer uses the world's random numbers and would
+        thus change the episode.
+
+        Raises:
+            gymnasium.error.ResetNeeded: before the first `reset`.
+        """
         if self.render_mode is None:
             return None
         if self._frame is None:
@@ -82,10 +111,10 @@ class CrafterEnv(gym.Env[Frame, np.int64]):
         return self._frame.copy()
 
 
-def _make(size: int, length: int) -> crafter.Env:
-    env = make_crafter(size, length)
-    draw_faster(env)
-    return env
+def _make_engine(size: int, length: int) -> crafter.Env:
+    engine = make_crafter(size, length)
+    install_fast_views(engine)
+    return engine
 
 
 def _draw_seed(random: np.random.Generator) -> int:

@@ -1,7 +1,7 @@
-"""Crafter's worlds, generated a little at a time.
+"""Incremental generation of Crafter's worlds.
 
-A world takes about as long as a hundred steps, and while one environment generates its own all others wait. So the
-next episode's world is generated in the steps of the present one.
+Generating a world takes about as long as a hundred steps, and all other environments of a vector environment wait for
+it. Therefore the world of the next episode is generated in small pieces during the steps of the current one.
 """
 
 from __future__ import annotations
@@ -16,18 +16,25 @@ from crafter import worldgen
 
 from delta_iris.envs.crafter.determinism import Player
 
-__all__ = ["Beginning"]
+__all__ = ["IncrementalReset"]
 
-PIECES_A_STEP = 48
-"""A world is some 5,000 pieces of about 10 µs: it is ready after 107 steps, and nine in ten random episodes last
-longer."""
+PIECES_PER_STEP = 48
+"""Pieces per environment step. A world consists of 5,120 pieces of about 10 µs each and is thus complete after 107
+steps; 90 % of the episodes of a random policy are longer."""
 
 
-class Beginning:
-    """The beginning of an episode in the world of `seed`, which takes over `env`.
+class IncrementalReset:
+    """Resets Crafter's engine in small pieces.
 
-    World, player and random state are those that `crafter.Env(seed=seed).reset()` gives, whichever the steps in which
-    they came to be.
+    World, player and random state are the same as after `crafter.Env(seed=seed).reset()`, however the work is divided.
+
+    Args:
+        env: the engine to reset. It must not be used for anything else until `finish` returns it.
+        seed: seed of the world.
+
+    Attributes:
+        env: the engine.
+        seed: seed of the world.
     """
 
     def __init__(self, env: crafter.Env, seed: int) -> None:
@@ -35,21 +42,21 @@ class Beginning:
         self._pieces = _reset(env, seed)
 
     def advance(self) -> None:
-        """Do as much as one step has time for."""
-        _run(islice(self._pieces, PIECES_A_STEP))
+        """Do the next `PIECES_PER_STEP` pieces, if that many are left."""
+        _exhaust(islice(self._pieces, PIECES_PER_STEP))
 
     def finish(self) -> crafter.Env:
-        """Do all that is left; returns the environment, ready to be looked at and stepped."""
-        _run(self._pieces)
+        """Do all remaining pieces and return the engine, which is then ready to be rendered and stepped."""
+        _exhaust(self._pieces)
         return self.env
 
 
-def _run(pieces: Iterator[None]) -> None:
+def _exhaust(pieces: Iterator[None]) -> None:
     deque(pieces, maxlen=0)
 
 
 def _reset(env: crafter.Env, seed: int) -> Iterator[None]:
-    """`crafter.Env.reset` of a new environment, in pieces; only its frame is left out."""
+    """Do what `crafter.Env.reset` does in a new engine, except for rendering; yields after each piece."""
     world = env._world
     env._seed, env._episode, env._step = seed, 1, 0
     world.reset(seed=hash((seed, 1)) % (2**31 - 1))
@@ -62,7 +69,7 @@ def _reset(env: crafter.Env, seed: int) -> Iterator[None]:
 
 
 def _generate_world(env: crafter.Env) -> Iterator[None]:
-    """`crafter.worldgen.generate_world` in pieces: the same calls in the same order."""
+    """Make the same calls in the same order as `crafter.worldgen.generate_world`; yields after each piece."""
     world, player = env._world, env._player
     simplex = worldgen.opensimplex.OpenSimplex(seed=world.random.randint(0, 2**31 - 1))
     tunnels = np.zeros(world.area, bool)
@@ -73,5 +80,5 @@ def _generate_world(env: crafter.Env) -> Iterator[None]:
     for x in range(world.area[0]):
         for y in range(world.area[1]):
             worldgen._set_object(world, (x, y), player, tunnels)
-            if y % 4 == 3:  # Objects take a quarter of the time.
+            if y % 4 == 3:  # Placing an object takes a quarter of the time of generating a cell.
                 yield

@@ -1,19 +1,19 @@
-"""What people look at while it runs, and afterwards."""
+"""What people watch while it runs, and afterwards."""
 
 from delta_iris.training.callbacks.episodes import EpisodeStatistics
-from delta_iris.training.callbacks.images import Pictures
-from delta_iris.training.callbacks.phases import PhaseCallback, Rollout, Training
+from delta_iris.training.callbacks.images import ImageLogger
+from delta_iris.training.callbacks.phases import CollectionResult, PhaseCallback, PhaseResult
 from delta_iris.training.callbacks.progress import PhaseProgress
 from delta_iris.training.callbacks.summary import RunSummary
 from delta_iris.training.callbacks.throughput import Throughput
 
 __all__ = [
+    "CollectionResult",
     "EpisodeStatistics",
+    "ImageLogger",
     "PhaseCallback",
     "PhaseProgress",
-    "Pictures",
-    "Rollout",
+    "PhaseResult",
     "RunSummary",
     "Throughput",
-    "Training",
 ]

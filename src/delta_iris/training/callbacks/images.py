@@ -1,4 +1,4 @@
-"""Pictures for TensorBoard: how well the tokenizer sees and the world model dreams."""
+"""Images for TensorBoard: reconstructions and imagined frames beneath the real ones."""
 
 from __future__ import annotations
 
@@ -10,56 +10,59 @@ from einops import rearrange
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from delta_iris.data.segment import Window, to_float
-from delta_iris.world_models.tokens.token_world_model import Imagination
+from delta_iris.data.segment import SegmentBatch, to_float
+from delta_iris.evaluation.world_model import imagine_open_loop
+from delta_iris.world_models.base import WorldModel
 
-__all__ = ["Pictures", "imagined_picture", "reconstruction_picture"]
-
-
-def _rows(real: Tensor, made: Tensor) -> Tensor:
-    """Pairs of rows, real over made, (3, 2·B·H, T·W), from two (B, T, 3, H, W)."""
-    return rearrange([real.float(), made.float()], "two b t c h w -> c (b two h) (t w)").clamp(0, 1).cpu()
+__all__ = ["ImageLogger", "imagination_image", "reconstruction_image"]
 
 
-@torch.no_grad()
-def reconstruction_picture(module: Any, window: Window) -> Tensor:
-    """Real frames over their reconstructions; a window's first frame is given, so both rows begin with the second."""
-    painted, _, _, _ = module.tokenizer.reconstruct(window)
-    return _rows(to_float(window.frames[:, 1:]), painted)
+def _pair_rows(real: Tensor, predicted: Tensor) -> Tensor:
+    """Rows of real frames, each above its predicted row: two (B, T, 3, H, W) → (3, 2 · B · H, T · W)."""
+    return rearrange([real.float(), predicted.float()], "two b t c h w -> c (b two h) (t w)").clamp(0, 1).cpu()
 
 
 @torch.no_grad()
-def imagined_picture(module: Any, window: Window) -> Tensor:
-    """Real frames over what is imagined from the same start under the same actions, the shared start included."""
-    context = module.agent.burn_in + 1
-    imagination = Imagination(module.tokenizer, module.world_model, context)
-    imagination.reset(Window(*(field[:, :context] for field in window)))
-    real = to_float(window.frames)
-    steps = [imagination.step(window.actions[:, t])[0] for t in range(context - 1, real.shape[1] - 1)]
-    return _rows(real, torch.cat([real[:, :context], torch.stack(steps, 1)], 1))
+def reconstruction_image(world_model: WorldModel[Any], segment: SegmentBatch) -> Tensor:
+    """Real frames above their reconstructions, from the second frame on: (3, 2 · B · H, (T − 1) · W)."""
+    return _pair_rows(to_float(segment.frames[:, 1:]), world_model.reconstruct(segment))
 
 
-class Pictures(L.Callback):
-    """Adds both pictures to TensorBoard at each validation.
+@torch.no_grad()
+def imagination_image(world_model: WorldModel[Any], segment: SegmentBatch, context: int) -> Tensor:
+    """Real frames above those imagined from the same start under the same actions: (3, 2 · B · H, T · W).
 
     Args:
-        windows: how many held-out windows to show.
+        world_model: imagines.
+        segment: B segments of T > `context` steps.
+        context: real frames to start from, which are shown in both rows.
+    """
+    real = to_float(segment.frames)
+    imagined = imagine_open_loop(world_model, segment, context)
+    return _pair_rows(real, torch.cat([real[:, :context], imagined], 1))
+
+
+class ImageLogger(L.Callback):
+    """Adds both images to TensorBoard at each validation.
+
+    Args:
+        segments: number of held-out segments to show.
     """
 
-    def __init__(self, windows: int = 4) -> None:
-        self.windows = windows
+    def __init__(self, segments: int = 4) -> None:
+        self.segments = segments
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: Any) -> None:
-        """Draw them."""
+        """Draw the images."""
         boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        if not boards or not trainer.is_global_zero or module.held_out_window is None:
+        if not boards or not trainer.is_global_zero or module.held_out_segment is None:
             return
-        window = Window(*(field[: self.windows] for field in module.held_out_window))
+        segment = module.held_out_segment.select(slice(0, self.segments))
         with trainer.precision_plugin.forward_context():
-            pictures = {
-                "reconstruction (real above)": reconstruction_picture(module, window),
-                "imagination (real above)": imagined_picture(module, window),
-            }
+            images = {"reconstruction (real above)": reconstruction_image(module.world_model, segment)}
+            if segment.mask.shape[1] > module.context:
+                imagined = imagination_image(module.world_model, segment, module.context)
+                images["imagination (real above)"] = imagined
         for board in boards:
-            for name, picture in pictures.items():
-                board.experiment.add_image(f"pictures/{name}", picture, trainer.global_step)
+            for name, image in images.items():
+                board.experiment.add_image(f"images/{name}", image, trainer.global_step)

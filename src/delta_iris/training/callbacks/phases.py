@@ -1,4 +1,4 @@
-"""Hooks for what Lightning has no hooks for: the phases of an epoch."""
+"""Hooks for what Lightning has no hooks for: the activities of an epoch."""
 
 from __future__ import annotations
 
@@ -7,40 +7,76 @@ from typing import Any
 
 import lightning as L
 
-from delta_iris.data.collector import Episode
+from delta_iris.data.collector import EpisodeStats
+from delta_iris.training.phase import Activity
 
-__all__ = ["PhaseCallback", "Rollout", "Training"]
+__all__ = ["CollectionResult", "PhaseCallback", "PhaseResult"]
 
 
 @dataclass(frozen=True)
-class Rollout:
-    """What playing gave, over all processes: finished episodes, frames, and the seconds it took."""
+class CollectionResult:
+    """What acting in environments gave, over all processes.
 
-    episodes: list[Episode]
+    Attributes:
+        episodes: the finished episodes.
+        frames: number of frames.
+        seconds: time it took.
+    """
+
+    episodes: list[EpisodeStats]
     frames: int
     seconds: float
 
 
 @dataclass(frozen=True)
-class Training:
-    """What a training phase took: steps since it began or was resumed, and their seconds."""
+class PhaseResult:
+    """What a training phase did.
+
+    Attributes:
+        steps: batches since it began or was resumed.
+        seconds: time they took.
+    """
 
     steps: int
     seconds: float
 
 
 class PhaseCallback(L.Callback):
-    """A callback that is also told of phases.
+    """A callback that is also called for activities: collection, each training phase, and test episodes.
 
-    Phases are `"collect"`, the training phases `"tokenizer"`, `"world_model"` and `"agent"`, and `"play"` (test
-    episodes). Training phases step through Lightning's own `on_train_batch_end`.
+    Training phases step through Lightning's `on_train_batch_end`.
     """
 
-    def on_phase_start(self, trainer: L.Trainer, module: Any, phase: str, total: int, done: int) -> None:
-        """A phase begins, of `total` frames, steps or episodes, `done` of them before an interruption."""
+    def on_phase_start(self, trainer: L.Trainer, module: Any, activity: Activity, total: int, done: int) -> None:
+        """An activity begins.
 
-    def on_phase_progress(self, trainer: L.Trainer, module: Any, phase: str, count: int, frames: int) -> None:
-        """Playing made a step: `count` more of what the phase counts, `frames` more frames of this process."""
+        Args:
+            trainer: the Trainer.
+            module: the learner.
+            activity: what begins.
+            total: frames, steps or episodes that it takes.
+            done: those that were done before an interruption.
+        """
 
-    def on_phase_end(self, trainer: L.Trainer, module: Any, phase: str, outcome: Rollout | Training) -> None:
-        """A phase is through."""
+    def on_phase_progress(self, trainer: L.Trainer, module: Any, activity: Activity, count: int, frames: int) -> None:
+        """Environments were stepped.
+
+        Args:
+            trainer: the Trainer.
+            module: the learner.
+            activity: collection or test episodes.
+            count: progress, in the activity's unit.
+            frames: new frames of this process.
+        """
+
+    def on_phase_end(
+        self, trainer: L.Trainer, module: Any, activity: Activity, result: CollectionResult | PhaseResult
+    ) -> None:
+        """An activity is complete.
+
+        Args:
+            trainer: the Trainer.
+            module: the learner.
+            activity: what ended.
+            result: what it did.
+        """

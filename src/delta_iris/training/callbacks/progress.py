@@ -1,4 +1,4 @@
-"""Progress: a bar for each phase on a terminal, a line for each phase elsewhere."""
+"""Progress: a bar for each phase on a terminal, a line for each epoch everywhere."""
 
 from __future__ import annotations
 
@@ -10,106 +10,105 @@ import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
-from delta_iris.training.callbacks.phases import PhaseCallback, Rollout, Training
-from delta_iris.training.schedule import PHASES
+from delta_iris.training.callbacks.phases import CollectionResult, PhaseCallback, PhaseResult
+from delta_iris.training.phase import COLLECT, TEST_EPISODES, Activity
 
 __all__ = ["PhaseProgress"]
 
-UNITS = {"collect": "frames", "play": "episodes"}
-NAMES = {"collect": "collect", "play": "test episodes", "world_model": "world model"}
-
 
 class PhaseProgress(ProgressBar, PhaseCallback):
-    """Shows each phase with its rate and the time left, and keeps one line of it."""
+    """Shows a bar for each phase with its rate and the time left, and prints one line for each epoch."""
 
     def __init__(self) -> None:
         super().__init__()
         self._bar: tqdm[Any] | None = None
-        self._label = ""
         self._enabled = True
         self._started, self._frames = 0.0, 0
-        # Of the epoch: what was collected, and the seconds of all phases.
+        # Of the present epoch: frames, seconds, and the parts of its line.
         self._collected, self._seconds = 0, 0.0
+        self._line: list[str] = []
 
     def disable(self) -> None:
-        """Show nothing (Lightning calls it on all processes but the first)."""
+        """Show nothing. Lightning calls this on all processes but the first."""
         self._enabled = False
 
     def enable(self) -> None:
         """Show progress again."""
         self._enabled = True
 
-    def on_phase_start(self, trainer: L.Trainer, module: Any, phase: str, total: int, done: int) -> None:
+    def on_phase_start(self, trainer: L.Trainer, module: Any, activity: Activity, total: int, done: int) -> None:
         """Open a bar."""
         self._started, self._frames = time.monotonic(), 0
-        self._label = NAMES.get(phase, phase)
-        if trainer.state.fn == "fit":
-            width = len(str(trainer.max_epochs))
-            self._label = f"epoch {trainer.current_epoch + 1:>{width}}/{trainer.max_epochs}  {self._label}"
         if self._enabled and sys.stderr.isatty():
             self._bar = tqdm(
                 total=total,
                 initial=done,
-                desc=self._label,
-                unit=f" {UNITS.get(phase, 'steps')}",
+                desc=f"{_epoch(trainer)}{activity.label}",
+                unit=f" {activity.unit}",
                 dynamic_ncols=True,
                 leave=False,
             )
 
-    def on_phase_progress(self, trainer: L.Trainer, module: Any, phase: str, count: int, frames: int) -> None:
-        """Advance the bar while playing."""
+    def on_phase_progress(self, trainer: L.Trainer, module: Any, activity: Activity, count: int, frames: int) -> None:
+        """Advance the bar while environments are stepped."""
         if self._bar is not None:
             self._bar.update(count)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Advance the bar while training."""
-        self._frames += batch.valid.numel() * trainer.world_size
+        self._frames += batch.mask.numel() * trainer.world_size
         if self._bar is not None:
             self._bar.update()
             if module.phase_metrics:
                 rate = self._frames / (time.monotonic() - self._started)
-                told = f"{rate:,.0f} frames/s, loss {module.phase_metrics['loss']:.4g}"
-                self._bar.set_postfix_str(told, refresh=False)
+                status = f"{rate:,.0f} frames/s, loss {module.phase_metrics['loss']:.4g}"
+                self._bar.set_postfix_str(status, refresh=False)
 
-    def on_phase_end(self, trainer: L.Trainer, module: Any, phase: str, outcome: Rollout | Training) -> None:
-        """Replace the bar by a line."""
+    def on_phase_end(
+        self, trainer: L.Trainer, module: Any, activity: Activity, result: CollectionResult | PhaseResult
+    ) -> None:
+        """Close the bar; after an epoch's last phase, print the epoch's line."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-        if not self._enabled:
+        if isinstance(result, CollectionResult):
+            returns = [episode.return_ for episode in result.episodes]
+            mean = f"return {sum(returns) / len(returns):.2f}" if returns else ""
+            if activity is COLLECT:
+                self._collected, self._seconds = result.frames, result.seconds
+                self._line = [f"{result.frames:,} frames", *([mean] if mean else [])]
+            elif activity is TEST_EPISODES and self._enabled:
+                rate = result.frames / result.seconds
+                text = f"{mean} over {len(returns)} episodes, {rate:,.0f} frames/s"
+                print(f"{_epoch(trainer)}{activity.label}: {text}", flush=True)
             return
-        if isinstance(outcome, Rollout):
-            told = f"{outcome.frames:>9,} frames {outcome.frames / outcome.seconds:>8,.0f} frames/s"
-            if outcome.episodes:
-                returns = [episode.return_ for episode in outcome.episodes]
-                told += f"  return {sum(returns) / len(returns):.2f} over {len(returns)} episodes"
-        else:
-            told = (
-                f"{outcome.steps:>9,} steps  {self._frames / outcome.seconds:>8,.0f} frames/s  "
-                f"{1000 * outcome.seconds / outcome.steps:,.1f} ms a step  loss {module.phase_metrics['loss']:.4g}"
-            )
-        print(f"{self._label:<28}{told}", flush=True)
-        if trainer.state.fn == "fit" and phase != "play":
-            self._sum_up(trainer, phase, outcome)
-
-    def _sum_up(self, trainer: L.Trainer, phase: str, outcome: Rollout | Training) -> None:
-        """After an epoch's last phase, how many frames a second it made of all."""
-        if isinstance(outcome, Rollout):
-            self._collected, self._seconds = outcome.frames, outcome.seconds
-            return
-        self._seconds += outcome.seconds
-        if phase == PHASES[-1] and self._collected:
-            told = f"{self._collected:>9,} frames {self._collected / self._seconds:>8,.1f} frames/s in all"
-            print(f"{self._label.removesuffix(NAMES.get(phase, phase)):<28}{told}", flush=True)
-            self._collected = 0
+        self._seconds += result.seconds
+        milliseconds = 1000 * result.seconds / result.steps
+        self._line.append(f"{activity.label} loss {module.phase_metrics['loss']:.4g} ({milliseconds:,.0f} ms a step)")
+        if activity is module.phases[-1].activity:
+            if self._collected:
+                self._line.append(f"{self._collected / self._seconds:,.1f} frames/s in all")
+            if self._enabled:
+                print(_epoch(trainer) + ", ".join(self._line), flush=True)
+            self._collected, self._seconds, self._line = 0, 0.0, []
 
     def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
-        """Tell the held-out losses."""
+        """Print the held-out metrics."""
+        metrics = {
+            "reconstruction L2": ("held_out/reconstruction_l2", ".5f"),
+            "copying the last frame": ("held_out/copy_l2", ".5f"),
+            "codebook entropy": ("held_out/codebook_entropy", ".2f"),
+            "dynamics loss": ("held_out/dynamics_loss", ".3f"),
+        }
         if self._enabled and trainer.state.fn == "fit":
             values = trainer.callback_metrics
-            told = (
-                f"reconstruction L2 {values['held_out/tokenizer_l2']:.5f} (copying the last frame "
-                f"{values['held_out/tokenizer_copy_l2']:.5f})  codebook {values['held_out/codebook_entropy']:.2f} bits "
-                f" world model {values['held_out/world_model_loss']:.3f}"
-            )
-            print(f"{'':<20}held out  {told}", flush=True)
+            shown = [f"{text} {values[tag]:{form}}" for text, (tag, form) in metrics.items() if tag in values]
+            if shown:
+                print(f"{_epoch(trainer)}held out: {', '.join(shown)}", flush=True)
+
+
+def _epoch(trainer: L.Trainer) -> str:
+    if trainer.state.fn != "fit":
+        return ""
+    width = len(str(trainer.max_epochs))
+    return f"epoch {trainer.current_epoch + 1:>{width}}/{trainer.max_epochs}  "

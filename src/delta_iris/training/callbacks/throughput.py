@@ -1,4 +1,4 @@
-"""How fast each phase is, and how much memory it takes on the GPU."""
+"""Speed and GPU memory of each phase."""
 
 from __future__ import annotations
 
@@ -7,36 +7,42 @@ from typing import Any
 import lightning as L
 import torch
 
-from delta_iris.training.callbacks.phases import PhaseCallback, Rollout, Training
+from delta_iris.training.callbacks.phases import CollectionResult, PhaseCallback, PhaseResult
+from delta_iris.training.phase import COLLECT, Activity
 
 __all__ = ["Throughput"]
 
 
 class Throughput(PhaseCallback):
-    """Logs `throughput/<phase>_ms` (a step, data included; mean of the phase), `throughput/<phase>_gib` (peak GPU
-    memory held, that of CUDA graphs included) and `throughput/frames_per_second` (collected, over the whole epoch)."""
+    """Logs how fast each phase is and how much GPU memory it reserves.
+
+    Tags: `throughput/<phase>_ms` (mean of a step, loading included), `throughput/<phase>_gib` (peak memory, CUDA graphs
+    included) and `throughput/frames_per_second` (frames collected per second of the whole epoch).
+    """
 
     def __init__(self) -> None:
         self._seconds, self._frames = 0.0, 0
 
-    def on_phase_start(self, trainer: L.Trainer, module: Any, phase: str, total: int, done: int) -> None:
-        """Measure the phase's own peak."""
+    def on_phase_start(self, trainer: L.Trainer, module: Any, activity: Activity, total: int, done: int) -> None:
+        """Reset the peak, so that each phase has its own."""
         if module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
 
-    def on_phase_end(self, trainer: L.Trainer, module: Any, phase: str, outcome: Rollout | Training) -> None:
-        """Log the phase; the step count is what this process trained of it."""
+    def on_phase_end(
+        self, trainer: L.Trainer, module: Any, activity: Activity, result: CollectionResult | PhaseResult
+    ) -> None:
+        """Log the phase, as this process measured it."""
         if trainer.state.fn != "fit" or not trainer.is_global_zero:
             return
-        if isinstance(outcome, Rollout):
-            if phase == "collect":
-                self._seconds, self._frames = outcome.seconds, outcome.frames
+        if isinstance(result, CollectionResult):
+            if activity is COLLECT:
+                self._seconds, self._frames = result.seconds, result.frames
             return
-        self._seconds += outcome.seconds
-        values = {f"throughput/{phase}_ms": 1000 * outcome.seconds / outcome.steps}
+        self._seconds += result.seconds
+        values = {f"throughput/{activity.name}_ms": 1000 * result.seconds / result.steps}
         if module.device.type == "cuda":
-            values[f"throughput/{phase}_gib"] = torch.cuda.max_memory_reserved() / 2**30
-        if phase == "agent" and self._frames:
+            values[f"throughput/{activity.name}_gib"] = torch.cuda.max_memory_reserved() / 2**30
+        if activity is module.phases[-1].activity and self._frames:
             values["throughput/frames_per_second"] = self._frames / self._seconds
             self._seconds, self._frames = 0.0, 0
         module.log_now(values, trainer.global_step)

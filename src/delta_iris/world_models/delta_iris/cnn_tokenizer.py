@@ -3,139 +3,122 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from delta_iris.errors import UserError
-from delta_iris.nn.cnn import ConvDecoder, ConvEncoder, FrameEncoder
-from delta_iris.world_models.delta_iris.motion_compensation import Motion, check_motions
-from delta_iris.world_models.tokens.quantizer import VectorQuantizer
-from delta_iris.world_models.tokens.tokenizer import LossWeights, Tokenizer
+from delta_iris.nn.cnn import CNNConfig, CNNDecoder, CNNEncoder, FrameEncoder
+from delta_iris.nn.optim import OptimizerConfig
+from delta_iris.world_models.delta_iris.motion_compensation import MotionCompensation, check_motion_arguments
+from delta_iris.world_models.tokens.quantizer import CodebookConfig
+from delta_iris.world_models.tokens.tokenizer import ReconstructionLossWeights, Tokenizer
 
-__all__ = ["CNNTokenizer", "cells"]
+__all__ = ["CNNTokenizer", "token_grid"]
 
 ACTION_CHANNELS = 4
-# Copies of the last frame move by vectors of so many features, up to so many pixels (a cell of Crafter's is seven).
-MOTION_DIM, REACH = 128, 8
+MOTION_DIM = 128
+MAX_DISPLACEMENT = 8
+"""In pixels; a cell of Crafter's world is seven wide."""
 
 
-def cells(tokens: int, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns that cut a height × width map into `tokens` equal cells, as near to square as there are.
+def token_grid(tokens_per_frame: int, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns that cut a map into `tokens_per_frame` equal cells, as near to square as possible.
+
+    Args:
+        tokens_per_frame: number of cells.
+        height: of the map.
+        width: of the map.
 
     Raises:
-        UserError: where there are none.
+        ValueError: if no such cut exists.
     """
     fitting = [
-        (rows, tokens // rows)
-        for rows in range(1, tokens + 1)
-        if tokens % rows == 0 and height % rows == 0 and width % (tokens // rows) == 0
+        (rows, tokens_per_frame // rows)
+        for rows in range(1, tokens_per_frame + 1)
+        if tokens_per_frame % rows == 0 and height % rows == 0 and width % (tokens_per_frame // rows) == 0
     ]
     if not fitting:
-        raise UserError(
-            f"model.tokenizer.init_args.tokens_per_frame {tokens} cannot cut the CNN's {height}×{width} latent map "
-            "into equal cells: choose a number whose factors divide its sides, or other `halvings`"
+        raise ValueError(
+            f"tokens_per_frame {tokens_per_frame} cannot cut the CNN's {height}×{width} latent map into equal cells: "
+            "choose a number whose factors divide its sides, or another cnn.downsample_after"
         )
     return min(fitting, key=lambda grid: abs(height // grid[0] - width // grid[1]))
 
 
 class CNNTokenizer(Tokenizer):
-    """Encodes (x_{t−1}, a_{t−1}, x_t) with one CNN; decodes x_{t−1}'s features, a_{t−1} and the codes with another.
+    """Encodes (x_{t−1}, a_{t−1}, x_t) with one CNN; decodes features of x_{t−1}, a_{t−1} and the codes with another.
 
     Args:
         frame_size: height and width of a frame, in pixels.
         num_actions: number of actions A.
-        window: longest window, in frames.
-        tokens_per_frame: K, tokens a transition: the latent map is cut into as many cells.
-        codebook_size: number of codewords N.
-        code_dim: dimension of a codeword.
-        channels, multipliers, halvings: of the CNNs; see `ConvEncoder`.
-        latent_channels: channels of the map that the tokens are made of.
+        max_frames: longest segment, in frames.
+        tokens_per_frame: K, tokens a transition; the latent map is cut into that many cells.
+        codebook: the codebook.
+        cnn: the CNNs; `latent_channels` are those of the map that the tokens are made of.
         frame_channels: channels of the decoder's features of the last frame.
-        motions: 0 for the authors' decoder, which paints every pixel; or the number of copies of the last frame, each
-            moved by up to eight pixels, that a pixel may be taken from instead; see `Motion`.
-        least_painted: with `motions`; see `Motion`.
-        learning_rate, weight_decay, warmup_steps, final_fraction, decay_steps, gradient_clip: of the optimizer;
-            see `make_optimizer`.
-        loss_weights: weights of the terms of the loss, where not the defaults.
-        settled_threshold: share of uniform usage under which codewords are revived once a world model has trained; the
-            authors' is 0.1, as before it.
+        num_transforms: copies of the last frame for motion compensation, each translated by at most eight pixels; 0 for
+            the authors' decoder, which synthesizes every pixel. See `MotionCompensation`.
+        min_synthesis_weight: see `MotionCompensation`.
+        optimizer: AdamW and its learning-rate schedule.
+        loss_weights: weights of the loss terms.
 
     Raises:
-        UserError: where frames, halvings and tokens do not fit together, or an argument is out of its range.
+        ValueError: if frames, CNN and tokens do not fit together, or an argument is out of range.
     """
 
     def __init__(
         self,
         frame_size: tuple[int, int],
         num_actions: int,
-        window: int,
+        max_frames: int,
         tokens_per_frame: int = 4,
-        codebook_size: int = 1024,
-        code_dim: int = 64,
-        channels: int = 64,
-        multipliers: Sequence[int] = (1, 1, 2, 2, 4),
-        halvings: Sequence[int] = (1, 3, 4),
-        latent_channels: int = 64,
+        codebook: CodebookConfig = CodebookConfig(),  # noqa: B008  (frozen)
+        cnn: CNNConfig = CNNConfig(base_channels=64, latent_channels=64),  # noqa: B008
         frame_channels: int = 8,
-        motions: int = 0,
-        least_painted: float = 0.05,
-        learning_rate: float = 1e-4,
-        weight_decay: float = 0.01,
-        warmup_steps: int = 0,
-        final_fraction: float = 1.0,
-        decay_steps: int = 0,
-        gradient_clip: float = 10.0,
-        loss_weights: LossWeights | None = None,
-        settled_threshold: float = 0.001,
+        num_transforms: int = 0,
+        min_synthesis_weight: float = 0.05,
+        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
+        loss_weights: ReconstructionLossWeights = ReconstructionLossWeights(),  # noqa: B008
     ) -> None:
-        super().__init__(
-            VectorQuantizer(codebook_size, code_dim, settled_threshold=settled_threshold),
-            tokens_per_frame,
-            window - 1,
-            learning_rate,
-            weight_decay,
-            warmup_steps,
-            final_fraction,
-            decay_steps,
-            gradient_clip,
-            loss_weights or {},
-        )
-        check_motions(motions, least_painted)
+        super().__init__(tokens_per_frame, max_frames - 1, codebook, optimizer, loss_weights)
+        check_motion_arguments(num_transforms, min_synthesis_weight)
         height, width = frame_size
-        cnn = (channels, multipliers, halvings)
-        self.encoder = ConvEncoder(frame_size, 7, *cnn, latent_channels)
+        self.encoder = CNNEncoder(frame_size, 7, cnn)
         _, rows, columns = self.encoder.latent_shape
-        self.grid = cells(tokens_per_frame, rows, columns)
+        self.grid = token_grid(tokens_per_frame, rows, columns)
         self.cell = (rows // self.grid[0], columns // self.grid[1])
         self.action_plane = nn.Embedding(num_actions, height * width)
-        self.project = nn.Linear(latent_channels * math.prod(self.cell), code_dim)
-        self.frame = FrameEncoder(frame_size, *cnn, frame_channels)
+        self.project = nn.Linear(cnn.latent_channels * math.prod(self.cell), codebook.dim)
+        self.frame = FrameEncoder(frame_size, replace(cnn, latent_channels=frame_channels))
         self.action = nn.Embedding(num_actions, ACTION_CHANNELS * rows * columns)
-        self.code = nn.Linear(code_dim, self.project.in_features)
-        known = frame_channels + ACTION_CHANNELS + latent_channels
-        self.motion = Motion(MOTION_DIM, motions, REACH, least_painted) if motions else None
-        self.decoder = ConvDecoder(known, self.motion.channels if self.motion else 3, *cnn)
+        self.code = nn.Linear(codebook.dim, self.project.in_features)
+        input_channels = frame_channels + ACTION_CHANNELS + cnn.latent_channels
+        self.motion = (
+            MotionCompensation(MOTION_DIM, num_transforms, MAX_DISPLACEMENT, min_synthesis_weight)
+            if num_transforms
+            else None
+        )
+        self.decoder = CNNDecoder(input_channels, self.motion.channels if self.motion else 3, cnn)
         if self.motion:
-            layer = nn.Linear(known * rows * columns, MOTION_DIM)
-            self.direction = nn.Sequential(nn.Flatten(), layer, nn.SiLU(), nn.LayerNorm(MOTION_DIM))
+            layer = nn.Linear(input_channels * rows * columns, MOTION_DIM)
+            self.motion_vector = nn.Sequential(nn.Flatten(), layer, nn.SiLU(), nn.LayerNorm(MOTION_DIM))
 
-    def embed(self, frames: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
-        """See `Tokenizer.embed`; padding never matters here, for nothing is seen but the transition's own frames."""
+    def encode_latents(self, frames: Tensor, actions: Tensor, mask: Tensor) -> Tensor:
+        """See `Tokenizer.encode_latents`. A latent depends on its transition's two frames, so no mask is needed."""
         scaled, length = frames * 2 - 1, frames.shape[1] - 1
         plane = self.action_plane(actions[:, :-1]).view(len(frames), length, 1, *frames.shape[-2:])
-        pictures = torch.cat([scaled[:, :-1], plane, scaled[:, 1:]], dim=2)
-        latents = self.encoder(rearrange(pictures, "b t c h w -> (b t) c h w"))
+        pairs = torch.cat([scaled[:, :-1], plane, scaled[:, 1:]], dim=2)
+        latents = self.encoder(rearrange(pairs, "b t c h w -> (b t) c h w"))
         (rows, columns), (height, width) = self.grid, self.cell
-        flat = rearrange(
+        cells = rearrange(
             latents, "(b t) c (i h) (j w) -> b t (i j) (c h w)", t=length, i=rows, j=columns, h=height, w=width
         )
-        return self.project(flat)
+        return self.project(cells)
 
-    def look(self, frames: Tensor) -> Tensor:
-        """See `Tokenizer.look`: features (B · n, c · h · w)."""
+    def encode_frame(self, frames: Tensor) -> Tensor:
+        """Features (B · n, c · h · w); see `Tokenizer.encode_frame`."""
         return self.frame(rearrange(frames, "b t c h w -> (b t) c h w"))
 
     def decode(
@@ -143,24 +126,27 @@ class CNNTokenizer(Tokenizer):
         frames: Tensor,
         actions: Tensor,
         codes: Tensor,
-        valid: Tensor,
+        mask: Tensor,
         cache: None = None,
-        seen: Tensor | None = None,
+        frame_features: Tensor | None = None,
     ) -> Tensor:
-        """See `Tokenizer.decode`; there is nothing to remember."""
+        """See `Tokenizer.decode`. There is nothing to cache."""
         length = frames.shape[1]
         _, rows, columns = self.encoder.latent_shape
         size = {"h": rows, "w": columns}
-        looked = rearrange(self.look(frames) if seen is None else seen, "n (c h w) -> n c h w", **size)
-        acted = rearrange(self.action(actions), "b t (c h w) -> (b t) c h w", **size)
+        if frame_features is None:
+            frame_features = self.encode_frame(frames)
+        frame_map = rearrange(frame_features, "n (c h w) -> n c h w", **size)
+        action_map = rearrange(self.action(actions), "b t (c h w) -> (b t) c h w", **size)
         (i, j), (h, w) = self.grid, self.cell
-        told = rearrange(self.code(codes), "b t (i j) (c h w) -> (b t) c (i h) (j w)", i=i, j=j, h=h, w=w)
-        known = torch.cat([looked, acted.to(looked.dtype), told], dim=1)
-        # The CNNs work on pixels from −1 to 1. (The logits of shares are halved with them.)
-        painted = rearrange((self.decoder(known) + 1) / 2, "(b t) c h w -> b t c h w", t=length)
+        code_map = rearrange(self.code(codes), "b t (i j) (c h w) -> (b t) c (i h) (j w)", i=i, j=j, h=h, w=w)
+        decoder_input = torch.cat([frame_map, action_map.to(frame_map.dtype), code_map], dim=1)
+        # The CNNs work on pixels from −1 to 1. Motion compensation's mixing logits are halved with them.
+        outputs = rearrange((self.decoder(decoder_input) + 1) / 2, "(b t) c h w -> b t c h w", t=length)
         if self.motion is None:
-            return painted
-        return self.motion(painted, frames, rearrange(self.direction(known), "(b t) c -> b t c", t=length))
+            return outputs
+        vectors = rearrange(self.motion_vector(decoder_input), "(b t) c -> b t c", t=length)
+        return self.motion(outputs, frames, vectors)
 
-    def start_decoding(self, batch: int) -> None:
-        """See `Tokenizer.start_decoding`."""
+    def make_decoder_cache(self, batch: int) -> None:
+        """See `Tokenizer.make_decoder_cache`."""

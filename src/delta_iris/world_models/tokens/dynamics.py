@@ -1,8 +1,7 @@
-"""The world model as a LightningModule: next tokens, rewards and ends by cross-entropy (paper §2.2)."""
+"""The token dynamics as a LightningModule: next tokens, rewards and ends by cross-entropy (paper §2.2)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -11,138 +10,144 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from delta_iris.data.segment import Window, to_float
-from delta_iris.errors import UserError
-from delta_iris.nn.cnn import FrameEncoder
-from delta_iris.nn.optim import make_optimizer
-from delta_iris.nn.statistics import Average, masked_mean
+from delta_iris.data.segment import SegmentBatch, to_float
+from delta_iris.nn.cnn import CNNConfig, FrameEncoder
+from delta_iris.nn.loss import LossOutput
+from delta_iris.nn.optim import OptimizerConfig, make_optimizer
+from delta_iris.nn.statistics import WeightedMean, masked_mean
+from delta_iris.nn.transformer import TransformerConfig
 from delta_iris.nn.two_hot import SymlogTwoHot
-from delta_iris.world_models.tokens.dynamics_network import Dynamics, Predictions
+from delta_iris.world_models.tokens.dynamics_network import DynamicsLogits, DynamicsNetwork
 
-__all__ = ["WorldModel"]
+__all__ = ["TokenBatch", "TokenDynamics"]
+
+TokenBatch = tuple[SegmentBatch, Tensor]
+"""Segments of T steps, and the tokens (B, T − 1, K) of their transitions."""
 
 
-class WorldModel(L.LightningModule):
-    """Learns the dynamics of token sequences; the tokens come from a tokenizer that it does not know.
+class TokenDynamics(L.LightningModule):
+    """Predicts token sequences, rewards and ends. The tokens come from a tokenizer that it does not know.
 
     Args:
         frame_size: height and width of a frame, in pixels.
         num_actions: number of actions A.
-        window: longest window, in frames (= blocks).
+        max_blocks: longest segment, in frames; each is a block of the Transformer.
         tokens_per_frame: K, tokens a transition.
         codebook_size: number of codewords N.
-        dim, layers, heads: of the Transformer.
-        dropout: of the Transformer while it trains, against knowing its windows by heart; none by default. Each part of
-            a batch (`micro_batch_size`) has draws of its own.
-        frame_channels, frame_multipliers, frame_halvings: of the frame CNN; see `FrameEncoder`.
+        transformer: the Transformer. Its dropout keeps it from memorizing segments; each part of a batch
+            (`micro_batch_size`) draws its own.
+        frame_cnn: the CNN that gives one vector a frame.
         num_reward_bins: bins of the reward's two-hot distribution, on symlog [−20, 20].
-        learning_rate, weight_decay, warmup_steps, gradient_clip: of the optimizer.
+        optimizer: AdamW and its learning-rate schedule.
 
     Raises:
-        UserError: where sizes do not fit together, or dropout is no share.
+        ValueError: if sizes do not fit together.
     """
 
     def __init__(
         self,
         frame_size: tuple[int, int],
         num_actions: int,
-        window: int,
+        max_blocks: int,
         tokens_per_frame: int,
         codebook_size: int,
-        dim: int = 640,
-        layers: int = 10,
-        heads: int = 10,
-        dropout: float = 0.0,
-        frame_channels: int = 32,
-        frame_multipliers: Sequence[int] = (1, 1, 2, 2, 4),
-        frame_halvings: Sequence[int] = (1, 3, 4),
+        transformer: TransformerConfig = TransformerConfig(dim=640, layers=10, heads=10),  # noqa: B008  (frozen)
+        frame_cnn: CNNConfig = CNNConfig(),  # noqa: B008
         num_reward_bins: int = 255,
-        learning_rate: float = 1e-4,
-        weight_decay: float = 0.01,
-        warmup_steps: int = 0,
-        gradient_clip: float = 10.0,
+        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
     ) -> None:
         super().__init__()
-        if dim % heads:
-            raise UserError(f"model.world_model.init_args.dim {dim} is not a multiple of heads {heads}: change either")
-        if not 0 <= dropout < 1:
-            raise UserError(f"model.world_model.init_args.dropout {dropout} is no share: give 0 or more, below 1")
         self.tokens_per_frame = tokens_per_frame
-        self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
-        self.gradient_clip = gradient_clip
-        self.rewards = SymlogTwoHot(num_reward_bins)
-        frame_encoder = FrameEncoder(frame_size, frame_channels, frame_multipliers, frame_halvings)
-        first = self.rewards.first_logits()
-        self.dynamics = Dynamics(
-            frame_encoder, num_actions, tokens_per_frame, codebook_size, window, dim, layers, heads, first, dropout
+        self.optimizer_config = optimizer
+        self.reward_codec = SymlogTwoHot(num_reward_bins)
+        self.network = DynamicsNetwork(
+            FrameEncoder(frame_size, frame_cnn),
+            num_actions,
+            tokens_per_frame,
+            codebook_size,
+            max_blocks,
+            transformer,
+            self.reward_codec.initial_logits(),
         )
 
-    def predict(self, window: Window, tokens: Tensor) -> Predictions:
-        """Predictions of each step of a window.
+    def predict(self, segment: SegmentBatch, tokens: Tensor) -> DynamicsLogits:
+        """Predict each step of a segment.
 
         Args:
-            window: B windows of T steps.
-            tokens: (B, T − 1, K) of its transitions.
+            segment: B segments of T steps.
+            tokens: (B, T − 1, K) of their transitions.
         """
-        # The last block has no tokens within the window: what stands there is behind everything that is scored.
+        # The last block has no tokens within the segment. Causality keeps the padding out of everything that is scored.
         padded = F.pad(tokens, (0, 0, 0, 1))
-        return self.dynamics(to_float(window.frames), window.actions, padded, window.valid)
+        return self.network(to_float(segment.frames), segment.actions, padded, segment.mask)
 
-    def losses(self, window: Window, tokens: Tensor, whole: Window | None = None) -> dict[str, Tensor]:
-        """Cross-entropies in nats of tokens, rewards and ends, and `token_accuracy`; see `training_step`."""
-        values = self._compare(self.predict(window, tokens), window, tokens)
-        masks, all_masks = (self._masks(w) for w in (window, window if whole is None else whole))
-        return {name: masked_mean(value, masks[name], all_masks[name]) for name, value in values.items()}
+    def loss(self, batch_part: TokenBatch, batch: TokenBatch | None = None) -> LossOutput:
+        """The sum of the cross-entropies of tokens, rewards and ends, in nats (paper §2.2).
 
-    def _compare(self, predictions: Predictions, window: Window, tokens: Tensor) -> dict[str, Tensor]:
-        """Each prediction against what came: of tokens (B, T − 1, K), of rewards and ends (B, T)."""
-        logits = predictions.tokens[:, :-1].float()
-        token_loss = F.cross_entropy(rearrange(logits, "b t k n -> (b t k) n"), tokens.flatten(), reduction="none")
-        end_loss = F.cross_entropy(predictions.ends.float().flatten(0, 1), window.ends.flatten(), reduction="none")
-        return {
-            "token_loss": token_loss.view_as(tokens),
-            "reward_loss": self.rewards.cross_entropy(predictions.rewards, window.rewards),
-            "end_loss": end_loss.view_as(window.ends),
-            "token_accuracy": (logits.detach().argmax(-1) == tokens).float(),
-        }
+        There are T − 1 token targets, because both frames of a transition must be real, and T reward and end targets.
 
-    def _masks(self, window: Window) -> dict[str, Tensor]:
-        """Which of these count."""
-        tokens = window.transitions.unsqueeze(-1).expand(*window.transitions.shape, self.tokens_per_frame)
-        return {
-            "token_loss": tokens,
-            "reward_loss": window.valid,
-            "end_loss": window.valid,
-            "token_accuracy": tokens,
-        }
-
-    def training_step(
-        self, batch: tuple[Window, Tensor], batch_idx: int = 0, whole: tuple[Window, Tensor] | None = None
-    ) -> dict[str, Tensor]:
-        """One step's losses; `batch` is a window of T steps and the tokens (B, T − 1, K) of its transitions.
-
-        T − 1 token targets (both frames of a transition are real), T reward and end targets. Where `batch` is a part,
-        `whole` is all of it: the losses of the parts add up to those of the batch.
+        Args:
+            batch_part: segments and tokens.
+            batch: where `batch_part` is a part of a batch, all of it: the losses of the parts add up to the batch's.
         """
-        terms = self.losses(*batch, None if whole is None else whole[0])
+        segment, tokens = batch_part
+        values = self._compare(self.predict(segment, tokens), segment, tokens)
+        masks = self._masks(segment)
+        batch_masks = masks if batch is None else self._masks(batch[0])
+        terms = {name: masked_mean(value, masks[name], batch_masks[name]) for name, value in values.items()}
         loss = terms["token_loss"] + terms["reward_loss"] + terms["end_loss"]
-        return {"loss": loss} | {name: term.detach() for name, term in terms.items()}
+        return LossOutput(loss, {name: term.detach() for name, term in terms.items()})
+
+    def training_step(self, batch: TokenBatch, batch_idx: int = 0) -> dict[str, Tensor]:
+        """Train the dynamics alone under a plain Trainer."""
+        return self.loss(batch).to_dict()
 
     @torch.no_grad()
-    def evaluate(self, window: Window, tokens: Tensor) -> dict[str, Average]:
-        """What `losses` holds, of a window never trained on; the absolute error of rewards, `reward_error_zero` where
-        the real one is zero and `reward_error_nonzero` elsewhere; `end_recall`, the share of ends held for likely."""
-        predictions = self.predict(window, tokens)
-        values, masks = self._compare(predictions, window, tokens), self._masks(window)
-        error = (self.rewards.mean(predictions.rewards) - window.rewards).abs()
-        likely, zero = predictions.ends.argmax(-1).float(), window.rewards == 0
-        return {name: Average.of(value, masks[name]) for name, value in values.items()} | {
-            "reward_error_zero": Average.of(error, window.valid & zero),
-            "reward_error_nonzero": Average.of(error, window.valid & ~zero),
-            "end_recall": Average.of(likely, window.valid & (window.ends == 1)),
+    def evaluate(self, segment: SegmentBatch, tokens: Tensor) -> dict[str, WeightedMean]:
+        """Measure predictions on held-out segments.
+
+        Args:
+            segment: B segments of T steps.
+            tokens: (B, T − 1, K) of their transitions.
+
+        Returns:
+            the terms of the loss and `token_accuracy`; the absolute error of rewards, `reward_error_zero` where the
+            real one is zero and `reward_error_nonzero` elsewhere; `end_recall`, the share of ends predicted as likely.
+        """
+        logits = self.predict(segment, tokens)
+        values, masks = self._compare(logits, segment, tokens), self._masks(segment)
+        error = (self.reward_codec.mean(logits.rewards) - segment.rewards).abs()
+        predicted_end, zero = logits.ends.argmax(-1).float(), segment.rewards == 0
+        return {name: WeightedMean.of(value, masks[name]) for name, value in values.items()} | {
+            "reward_error_zero": WeightedMean.of(error, segment.mask & zero),
+            "reward_error_nonzero": WeightedMean.of(error, segment.mask & ~zero),
+            "end_recall": WeightedMean.of(predicted_end, segment.mask & (segment.terminated == 1)),
         }
 
     def configure_optimizers(self) -> Any:
         """AdamW; see `make_optimizer`."""
-        optimizer, schedule = make_optimizer(self, self.learning_rate, self.weight_decay, self.warmup_steps)
+        optimizer, schedule = make_optimizer(self, self.optimizer_config)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _compare(self, predicted: DynamicsLogits, segment: SegmentBatch, tokens: Tensor) -> dict[str, Tensor]:
+        """Cross-entropies and accuracy of tokens (B, T − 1, K), cross-entropies of rewards and ends (B, T)."""
+        logits = predicted.tokens[:, :-1].float()
+        token_loss = F.cross_entropy(rearrange(logits, "b t k n -> (b t k) n"), tokens.flatten(), reduction="none")
+        end_loss = F.cross_entropy(predicted.ends.float().flatten(0, 1), segment.terminated.flatten(), reduction="none")
+        return {
+            "token_loss": token_loss.view_as(tokens),
+            "reward_loss": self.reward_codec.cross_entropy(predicted.rewards, segment.rewards),
+            "end_loss": end_loss.view_as(segment.terminated),
+            "token_accuracy": (logits.detach().argmax(-1) == tokens).float(),
+        }
+
+    def _masks(self, segment: SegmentBatch) -> dict[str, Tensor]:
+        """Which entries of `_compare` have a target."""
+        transitions = segment.transition_mask
+        tokens = transitions.unsqueeze(-1).expand(*transitions.shape, self.tokens_per_frame)
+        return {
+            "token_loss": tokens,
+            "reward_loss": segment.mask,
+            "end_loss": segment.mask,
+            "token_accuracy": tokens,
+        }

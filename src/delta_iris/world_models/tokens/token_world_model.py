@@ -1,154 +1,208 @@
-"""The world model as an environment: reset from real frames, step by actions (paper §2)."""
+"""A tokenizer and token dynamics as one world model (paper §2)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import torch
 from torch import Tensor
 
-from delta_iris.acceleration.side_stream import beside
-from delta_iris.actor_critic.module import Agent, ImaginedWindow
-from delta_iris.data.segment import Window, to_float
-from delta_iris.nn.sampling import sample
-from delta_iris.world_models.tokens.dynamics import WorldModel
+from delta_iris.acceleration.side_stream import run_on_side_stream
+from delta_iris.data.segment import SegmentBatch, to_float
+from delta_iris.nn.sampling import sample_categorical
+from delta_iris.world_models.base import Evaluation, Prediction, WorldModel
+from delta_iris.world_models.tokens.dynamics import TokenDynamics
 from delta_iris.world_models.tokens.dynamics_network import DynamicsCache
 from delta_iris.world_models.tokens.tokenizer import Tokenizer
 
-__all__ = ["Imagination"]
+__all__ = ["TokenState", "TokenWorldModel"]
 
 
-class Imagination:
-    """B imagined trajectories, stepped together.
+@dataclass
+class TokenState:
+    """B trajectories so far, and the caches that hold them.
 
-    The caches of the dynamics and of the decoder hold at most a training window; when it is full they start anew from
-    the last `context` frames, so imagination may go on for ever.
-
-    Args:
-        tokenizer: encodes the real frames, paints the imagined ones.
-        world_model: predicts tokens, rewards and ends.
-        context: frames that the caches start anew from, 2 or more.
+    Attributes:
+        frames: (B, 3, H, W) floats in [0, 1], a tensor for each step.
+        mask: (B,) bool, which frames are real, a tensor for each step.
+        actions: (B,) int64, a tensor for each transition.
+        tokens: (B, K) int64, a tensor for each transition.
+        dynamics: cache of the dynamics; None before the first frame.
+        decoder: cache of the tokenizer's decoder.
+        prefetched: features of the last frame for the dynamics and for the decoder, once `prefetch` was called.
     """
 
-    def __init__(self, tokenizer: Tokenizer, world_model: WorldModel, context: int = 6) -> None:
-        self.tokenizer, self.world_model, self.context = tokenizer, world_model, context
-        # The trajectory so far, a tensor a step: frames (B, 3, H, W) and which are real (B,); actions (B,) and tokens
-        # (B, K) of the transitions between them.
-        self._frames: list[Tensor]
-        self._valid: list[Tensor]
-        self._actions: list[Tensor]
-        self._tokens: list[Tensor]
-        self._dynamics: DynamicsCache
-        self._decoder: Any
-        # What dynamics and decoder see of the last frame, where they have begun to look at it.
-        self._seen: tuple[Callable[[], Tensor], Callable[[], Tensor]] | None = None
+    frames: list[Tensor] = field(default_factory=list)
+    mask: list[Tensor] = field(default_factory=list)
+    actions: list[Tensor] = field(default_factory=list)
+    tokens: list[Tensor] = field(default_factory=list)
+    dynamics: DynamicsCache | None = None
+    decoder: Any = None
+    prefetched: tuple[Callable[[], Tensor], Callable[[], Tensor]] | None = None
+
+
+class TokenWorldModel(WorldModel[TokenState]):
+    """Imagines with the dynamics, which predict tokens, and the tokenizer, which decodes them to frames.
+
+    The caches hold at most one training segment. When they are full they are refilled from the last `context` frames,
+    so that imagination may continue indefinitely.
+
+    Args:
+        tokenizer: encodes real frames and decodes imagined ones.
+        dynamics: predicts tokens, rewards and ends.
+        frame_size: height and width of a frame, in pixels.
+        context: frames that the caches are refilled from, 2 or more.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, dynamics: TokenDynamics, frame_size: tuple[int, int], context: int = 6
+    ) -> None:
+        self.tokenizer, self.dynamics, self.context = tokenizer, dynamics, context
+        self.actor_input_space = gym.spaces.Box(0.0, 1.0, (3, *frame_size), np.float32)
+
+    def initial_state(self, batch: int) -> TokenState:
+        """See `WorldModel.initial_state`."""
+        return TokenState()
 
     @torch.no_grad()
-    def reset(self, window: Window) -> Tensor:
-        """Start from real steps; their last frame is the first to act on (its recorded action is not used).
+    def observe(
+        self, state: TokenState, segment: SegmentBatch, last_action: Tensor | None = None
+    ) -> tuple[TokenState, Tensor]:
+        """See `WorldModel.observe`. Frames that follow others are encoded with the last `context` frames before them.
 
-        Args:
-            window: B windows of T ≥ 1 steps whose last frames are real.
-
-        Returns:
-            that frame, (B, 3, H, W) floats in [0, 1].
+        Raises:
+            ValueError: if frames follow others and `last_action` is missing.
         """
-        frames = to_float(window.frames)
-        tokens = self.tokenizer.encode(frames, window.actions, window.valid)
-        self._seen = None
-        self._frames, self._valid = list(frames.unbind(1)), list(window.valid.unbind(1))
-        self._actions, self._tokens = list(window.actions[:, :-1].unbind(1)), list(tokens.unbind(1))
-        self._fill_caches(frames[:, :-1], window.actions[:, :-1], tokens, window.valid)
-        return self._frames[-1]
+        inputs = to_float(segment.frames)
+        frames, mask, actions = list(inputs.unbind(1)), list(segment.mask.unbind(1)), list(segment.actions.unbind(1))
+        if state.frames:
+            if last_action is None:
+                raise ValueError("last_action is needed: the action that led to the segment's first frame")
+            frames = state.frames[-self.context :] + frames
+            mask = state.mask[-self.context :] + mask
+            known = state.actions[max(0, len(state.actions) + 1 - self.context) :]
+            actions = [*known, last_action, *actions]
+            longest = self.tokenizer.max_transitions + 1
+            frames, mask, actions = frames[-longest:], mask[-longest:], actions[-longest:]
+        window = inputs if len(frames) == inputs.shape[1] else torch.stack(frames, 1)
+        all_actions, all_mask = torch.stack(actions, 1), torch.stack(mask, 1)
+        tokens = self.tokenizer.encode(window, all_actions, all_mask)
+        new = TokenState(frames, mask, actions[:-1], list(tokens.unbind(1)))
+        self._fill_caches(new, window[:, :-1], all_actions[:, :-1], tokens, all_mask)
+        return new, inputs
 
-    def _fill_caches(self, past: Tensor, actions: Tensor, tokens: Tensor, valid: Tensor) -> None:
-        """Write the known past, all of it before the frame to act on, into fresh caches."""
-        self._dynamics = self.world_model.dynamics.start(past, actions, tokens, valid[:, :-1])
-        self._decoder = self.tokenizer.start_decoding(len(past))
-        if past.shape[1] > 0:
-            codes = self.tokenizer.quantizer.lookup(tokens)
-            self.tokenizer.decode(past, actions, codes, valid[:, :-1] & valid[:, 1:], self._decoder)
+    def actor_input(self, state: TokenState) -> Tensor:
+        """See `WorldModel.actor_input`: the last frame."""
+        return state.frames[-1]
+
+    def decode(self, state: TokenState) -> Tensor:
+        """See `WorldModel.decode`: the last frame."""
+        return state.frames[-1]
 
     @torch.no_grad()
-    def look(self) -> None:
-        """Begin to look at the last frame, beside whatever follows before the next `step`, which does it otherwise."""
-        frame, look_on, look_back = self._frames[-1], self.world_model.dynamics.look, self.tokenizer.look
-        self._seen = (
-            beside(lambda: look_on(frame), frame.device, 0),
-            beside(lambda: look_back(frame.unsqueeze(1)), frame.device, 1),
+    def prefetch(self, state: TokenState) -> None:
+        """Start encoding the current frame on side streams; see `WorldModel.prefetch`."""
+        frame = state.frames[-1]
+        for_dynamics, for_decoder = self.dynamics.network.encode_frame, self.tokenizer.encode_frame
+        state.prefetched = (
+            run_on_side_stream(lambda: for_dynamics(frame), frame.device, 0),
+            run_on_side_stream(lambda: for_decoder(frame.unsqueeze(1)), frame.device, 1),
         )
 
     @torch.no_grad()
-    def step(self, actions: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Act, (B,) int64.
+    def step(self, state: TokenState, action: Tensor, latents: Tensor | None = None) -> tuple[TokenState, Prediction]:
+        """See `WorldModel.step`.
 
         Args:
-            actions: (B,) int64.
-            tokens: (B, K) int64 to take for the transition's tokens; sampled where None.
-
-        Returns:
-            the next frame (B, 3, H, W) floats clamped to [0, 1], the reward (B,) and whether the episode ended (B,)
-            int64. What follows an end means nothing.
+            state: the present state, which is changed in place.
+            action: (B,) int64.
+            latents: (B, K) int64 tokens of the transition; sampled where None.
         """
-        if len(self._frames) > self.tokenizer.max_transitions:
-            self._forget()
-        if self._seen is None:
-            self.look()
-        assert self._seen is not None
-        (seen_ahead, seen_back), self._seen = self._seen, None
-        dynamics, frame = self.world_model.dynamics, self._frames[-1]
-        token_logits, reward_logits, end_logits = dynamics.act(seen_ahead(), actions, self._dynamics)
+        if len(state.frames) > self.tokenizer.max_transitions:
+            self._restart_caches(state)
+        if state.prefetched is None:
+            self.prefetch(state)
+        assert state.prefetched is not None
+        assert state.dynamics is not None
+        (dynamics_features, decoder_features), state.prefetched = state.prefetched, None
+        network, quantizer, frame = self.dynamics.network, self.tokenizer.quantizer, state.frames[-1]
+        token_logits, reward_logits, end_logits = network.predict_first_token(
+            dynamics_features(), action, state.dynamics
+        )
         chosen: list[Tensor] = []
         for k in range(self.tokenizer.tokens_per_frame):
             if k > 0:
-                token_logits = dynamics.next_token(chosen[-1], self._dynamics)
-            chosen.append(sample(token_logits) if tokens is None else tokens[:, k])
-        dynamics.finish(chosen[-1], self._dynamics)
-        transition, real = torch.stack(chosen, dim=1), torch.ones_like(actions, dtype=torch.bool)
-        painted = self.tokenizer.decode(
+                token_logits = network.predict_next_token(chosen[-1], state.dynamics)
+            chosen.append(sample_categorical(token_logits) if latents is None else latents[:, k])
+        network.end_block(chosen[-1], state.dynamics)
+        tokens, real = torch.stack(chosen, dim=1), torch.ones_like(action, dtype=torch.bool)
+        decoded = self.tokenizer.decode(
             frame.unsqueeze(1),
-            actions.unsqueeze(1),
-            self.tokenizer.quantizer.lookup(transition).unsqueeze(1),
+            action.unsqueeze(1),
+            quantizer.lookup(tokens).unsqueeze(1),
             real.unsqueeze(1),
-            self._decoder,
-            seen_back(),
+            state.decoder,
+            decoder_features(),
         )
-        next_frame = painted[:, 0].float().clamp(0, 1)
-        self._frames.append(next_frame)
-        self._valid.append(real)
-        self._actions.append(actions)
-        self._tokens.append(transition)
-        return next_frame, self.world_model.rewards.mean(reward_logits), sample(end_logits)
-
-    def _forget(self) -> None:
-        """Keep the last frames alone, and the transitions between them."""
-        self._frames, self._valid = self._frames[-self.context :], self._valid[-self.context :]
-        between = len(self._actions) + 1 - self.context
-        self._actions, self._tokens = self._actions[between:], self._tokens[between:]
-        past = torch.stack(self._frames, 1)[:, :-1]
-        actions, tokens = torch.stack(self._actions, 1), torch.stack(self._tokens, 1)
-        self._fill_caches(past, actions, tokens, torch.stack(self._valid, 1))
+        state.frames.append(decoded[:, 0].float().clamp(0, 1))
+        state.mask.append(real)
+        state.actions.append(action)
+        state.tokens.append(tokens)
+        return state, Prediction(self.dynamics.reward_codec.mean(reward_logits), end_logits)
 
     @torch.no_grad()
-    def rollout(self, agent: Agent, window: Window) -> ImaginedWindow:
-        """Let the agent act for its horizon, starting from real windows of burn-in + 1 steps."""
-        frame = self.reset(window)
-        burn_in = to_float(window.frames[:, :-1])
-        state = agent.network.burn_in(burn_in, window.valid[:, :-1])
-        actions, rewards, ends = [], [], []
-        for _ in range(agent.horizon):
-            # Three CNNs look at the same frame at the same time: the agent's too.
-            self.look()
-            action, state = agent.act(frame, state)
-            frame, reward, end = self.step(action)
-            actions.append(action)
-            rewards.append(reward)
-            ends.append(end)
-        return ImaginedWindow(
-            torch.stack(self._frames, 1),
-            window.valid[:, :-1],
-            torch.stack(actions, 1),
-            torch.stack(rewards, 1),
-            torch.stack(ends, 1),
-        )
+    def reconstruct(self, segment: SegmentBatch) -> Tensor:
+        """See `WorldModel.reconstruct`."""
+        return self.tokenizer.reconstruct(segment).frames
+
+    @torch.no_grad()
+    def evaluate(self, segment: SegmentBatch) -> Evaluation:
+        """See `WorldModel.evaluate`: `reconstruction_…` of the tokenizer and `dynamics_…`; see their `evaluate`."""
+        errors, tokens = self.tokenizer.evaluate(segment)
+        means = {name if name == "copy_l2" else f"reconstruction_{name}": value for name, value in errors.items()}
+        predictions = self.dynamics.evaluate(segment, tokens)
+        means |= {f"dynamics_{name}": value for name, value in predictions.items()}
+        codes = tokens[segment.transition_mask].flatten().bincount(minlength=self.tokenizer.codebook_size)
+        return Evaluation(means, codes)
+
+    def summarize(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
+        """See `WorldModel.summarize`: adds `…_psnr` in decibels, `dynamics_token_perplexity` and `dynamics_loss`."""
+        values = dict(means)
+        for name in ("reconstruction", "copy"):
+            if f"{name}_l2" in values:
+                # Frames that are equal to the bit would have an infinite ratio.
+                values[f"{name}_psnr"] = -10 * values[f"{name}_l2"].clamp(min=1e-10).log10()
+        if "dynamics_token_loss" in values:
+            values["dynamics_token_perplexity"] = values["dynamics_token_loss"].exp()
+        losses = (f"dynamics_{part}_loss" for part in ("token", "reward", "end"))
+        values["dynamics_loss"] = torch.stack([values[name] for name in losses if name in values]).sum()
+        return values
+
+    def _fill_caches(self, state: TokenState, past: Tensor, actions: Tensor, tokens: Tensor, mask: Tensor) -> None:
+        """Write all transitions before the last frame to fresh caches.
+
+        Args:
+            state: whose caches are replaced.
+            past: (B, T − 1, 3, H, W) all frames but the last.
+            actions: (B, T − 1) int64.
+            tokens: (B, T − 1, K) int64.
+            mask: (B, T) bool.
+        """
+        state.dynamics = self.dynamics.network.prefill(past, actions, tokens, mask[:, :-1])
+        state.decoder = self.tokenizer.make_decoder_cache(len(past))
+        if past.shape[1] > 0:
+            codes = self.tokenizer.quantizer.lookup(tokens)
+            self.tokenizer.decode(past, actions, codes, mask[:, :-1] & mask[:, 1:], state.decoder)
+
+    def _restart_caches(self, state: TokenState) -> None:
+        """Forget all but the last `context` frames and the transitions between them."""
+        state.frames, state.mask = state.frames[-self.context :], state.mask[-self.context :]
+        first = len(state.actions) + 1 - self.context
+        state.actions, state.tokens = state.actions[first:], state.tokens[first:]
+        past = torch.stack(state.frames, 1)[:, :-1]
+        actions, tokens = torch.stack(state.actions, 1), torch.stack(state.tokens, 1)
+        self._fill_caches(state, past, actions, tokens, torch.stack(state.mask, 1))

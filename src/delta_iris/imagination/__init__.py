@@ -1,0 +1,1 @@
+"""World models as environments, and rollouts in them."""

@@ -1,0 +1,91 @@
+"""How an agent acts in real environments if its actor-critic sees a world model's state."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from delta_iris.actor_critic.module import ActorCritic
+from delta_iris.actor_critic.network import Memory
+from delta_iris.data.segment import SegmentBatch
+from delta_iris.world_models.base import WorldModel
+
+__all__ = ["FilterMemory", "WorldModelPolicy"]
+
+
+class FilterMemory(NamedTuple):
+    """What a `WorldModelPolicy` remembers.
+
+    Attributes:
+        state: the world model's, a tuple of tensors with the batch first.
+        last_action: (B,) int64.
+        is_first: (B,) bool, true where the next frame starts an episode.
+        actor: the actor-critic's LSTM.
+    """
+
+    state: Any
+    last_action: Tensor
+    is_first: Tensor
+    actor: Memory
+
+
+class WorldModelPolicy:
+    """Filters each real frame through the world model, and acts on its state.
+
+    It implements `delta_iris.data.collector.Policy` for world models whose states reset themselves where a segment's
+    `is_first` is true.
+
+    Args:
+        world_model: filters the frames.
+        actor_critic: sees the world model's `actor_input`.
+    """
+
+    def __init__(self, world_model: WorldModel[Any], actor_critic: ActorCritic) -> None:
+        self.world_model, self.actor_critic, self.burn_in = world_model, actor_critic, actor_critic.burn_in
+
+    @property
+    def device(self) -> torch.device:
+        """Where the actor-critic is."""
+        return self.actor_critic.device
+
+    def initial_memory(self, batch: int) -> FilterMemory:
+        """The memory of `batch` episodes before their first frame."""
+        zeros = torch.zeros(batch, dtype=torch.int64, device=self.device)
+        state = self.world_model.initial_state(batch)
+        return FilterMemory(state, zeros, zeros == 0, self.actor_critic.network.initial_memory(batch))
+
+    @torch.no_grad()
+    def observe(self, segment: SegmentBatch) -> FilterMemory:
+        """The memory after the steps of a segment, which may begin with padding."""
+        memory = self.initial_memory(len(segment.mask))
+        if segment.mask.shape[1] == 0:
+            return memory
+        state, inputs = self.world_model.observe(memory.state, segment)
+        actor = self.actor_critic.network.burn_in(inputs, segment.mask)
+        return FilterMemory(state, segment.actions[:, -1], ~segment.mask[:, -1], actor)
+
+    @torch.no_grad()
+    def act(self, frames: Tensor, memory: FilterMemory) -> tuple[Tensor, FilterMemory]:
+        """Sample an action for each frame.
+
+        Args:
+            frames: (B, 3, H, W) floats in [0, 1].
+            memory: before them.
+
+        Returns:
+            actions (B,) int64, and the memory after them.
+        """
+        column = memory.last_action.unsqueeze(1)
+        real, zeros = torch.ones_like(column, dtype=torch.bool), torch.zeros_like(column)
+        segment = SegmentBatch(frames.unsqueeze(1), zeros, zeros.float(), zeros, real, memory.is_first.unsqueeze(1))
+        state, inputs = self.world_model.observe(memory.state, segment, memory.last_action)
+        action, actor = self.actor_critic.act(inputs[:, -1], memory.actor)
+        return action, FilterMemory(state, action, torch.zeros_like(memory.is_first), actor)
+
+    def reset_where(self, memory: FilterMemory, ended: Tensor) -> FilterMemory:
+        """Clear the memory of the episodes that `ended` (B,) bool."""
+        keep = (~ended).view(1, -1, 1)
+        actor = memory.actor[0] * keep, memory.actor[1] * keep
+        return memory._replace(is_first=memory.is_first | ended, actor=actor)

@@ -1,0 +1,79 @@
+"""The phase that trains an actor-critic in imagination."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map
+
+from delta_iris.acceleration.inference_copy import InferenceCopy
+from delta_iris.actor_critic.batch import ActorCriticBatch
+from delta_iris.actor_critic.module import ActorCritic
+from delta_iris.data.segment import SegmentBatch
+from delta_iris.imagination.rollout import ImaginedEnv, rollout
+from delta_iris.training.phase import Phase, Sampling, split_batch
+from delta_iris.training.schedule import PhaseSchedule
+from delta_iris.world_models.base import WorldModel
+
+__all__ = ["ImaginationPhase"]
+
+
+class ImaginationPhase(Phase):
+    """Trains an actor-critic on trajectories that a world model imagines from real segments.
+
+    Args:
+        actor_critic: what is trained.
+        modules: the modules of the world model.
+        make_world_model: makes the world model of these modules, or of copies of them.
+        sampling: which segments imagination starts from.
+        schedule: how much it trains.
+    """
+
+    out_of_memory_hint = " (or its batch_size: the whole batch is imagined at once)"
+
+    def __init__(
+        self,
+        actor_critic: ActorCritic,
+        modules: list[nn.Module],
+        make_world_model: Callable[..., WorldModel[Any]],
+        sampling: Sampling,
+        schedule: PhaseSchedule,
+    ) -> None:
+        super().__init__("actor_critic", "actor-critic", actor_critic, sampling, schedule)
+        self._actor_critic, self._modules, self._make_world_model = actor_critic, modules, make_world_model
+        self._world_model = make_world_model(*modules)
+        self._copies: list[InferenceCopy[nn.Module]] = []
+
+    def on_start(self) -> None:
+        """Copy the world model's present weights to the copies that imagine."""
+        for copied in self._copies:
+            copied.sync()
+
+    def on_accelerate(self, dtype: torch.dtype) -> None:
+        """Imagine with copies in autocast's type, which would otherwise cast the weights at every step."""
+        if dtype != torch.float32:
+            self._copies = [InferenceCopy(module, dtype) for module in self._modules]
+            self._world_model = self._make_world_model(*(copied.module for copied in self._copies))
+
+    def prepare(self, segment: SegmentBatch) -> ActorCriticBatch:
+        """Imagine trajectories from the segments, and compute their targets."""
+        imagined = rollout(ImaginedEnv(self._world_model), self._actor_critic, segment)
+        parts = split_batch(imagined, self.schedule.micro_batch_size)
+        batches = [self._actor_critic.compute_targets(part) for part in parts]
+        return tree_map(lambda *fields: torch.cat(fields), *batches) if len(batches) > 1 else batches[0]
+
+    @property
+    def batch_multiple(self) -> int:
+        """Minibatches must have equal sizes, because a captured step has fixed shapes."""
+        return self._actor_critic.num_minibatches
+
+    def minibatches(self, batch: ActorCriticBatch) -> Iterable[ActorCriticBatch]:
+        """The batches of PPO's optimizer steps, or the batch itself for REINFORCE."""
+        return self._actor_critic.minibatches(batch)
+
+    def after_batch(self) -> None:
+        """Move the target network."""
+        self._actor_critic.update_target()

@@ -1,0 +1,122 @@
+"""The actor-critic alone, trained on what it collects: the model-free baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from delta_iris.actor_critic.batch import ActorCriticBatch, Rollout
+from delta_iris.actor_critic.module import ActorCritic
+from delta_iris.actor_critic.policy import FramePolicy
+from delta_iris.data.collector import Policy
+from delta_iris.data.segment import SegmentBatch, to_float
+from delta_iris.training.learner import Learner
+from delta_iris.training.phase import Phase, Sampling
+from delta_iris.training.schedule import PhaseSchedule, Schedule
+from delta_iris.training.systems.building import argument_of, format_millions
+
+__all__ = ["ModelFree", "ModelFreeSchedule"]
+
+ActorCriticFactory = Callable[[tuple[int, ...], int], ActorCritic]
+"""Makes an actor-critic from the shape of its input and the number of actions."""
+
+
+@dataclass(frozen=True)
+class ModelFreeSchedule(Schedule):
+    """An epoch: collect, then train the actor-critic on the frames collected last.
+
+    Args:
+        actor_critic: how much the actor-critic trains.
+    """
+
+    actor_critic: PhaseSchedule = field(default_factory=PhaseSchedule)
+
+
+class RealSegmentPhase(Phase):
+    """Trains an actor-critic on real segments of burn-in, horizon and one bootstrapping frame.
+
+    Args:
+        actor_critic: what is trained.
+        recent_frames: how many of the last frames it trains on.
+        schedule: how much it trains.
+    """
+
+    def __init__(self, actor_critic: ActorCritic, recent_frames: int, schedule: PhaseSchedule) -> None:
+        # All steps but those of the burn-in and the bootstrapping frame are real.
+        length = actor_critic.burn_in + actor_critic.horizon + 1
+        sampling = Sampling(length, actor_critic.burn_in, 1, 0.0, recent_frames)
+        super().__init__("actor_critic", "actor-critic", actor_critic, sampling, schedule)
+        self._actor_critic = actor_critic
+
+    def prepare(self, segment: SegmentBatch) -> ActorCriticBatch:
+        """Compute the targets of the recorded trajectories."""
+        burn_in, horizon = self._actor_critic.burn_in, self._actor_critic.horizon
+        acted_on = segment.slice_time(burn_in, burn_in + horizon)
+        rollout = Rollout(
+            to_float(segment.frames),
+            segment.mask[:, :burn_in],
+            acted_on.actions,
+            acted_on.rewards,
+            acted_on.terminated,
+        )
+        batch = self._actor_critic.compute_targets(rollout)
+        # The frame after a time limit is not stored, so that such a segment has nothing to bootstrap from.
+        complete = segment.mask[:, -1:] | (acted_on.terminated[:, -1:] == 1)
+        return batch._replace(alive=batch.alive & complete)
+
+    @property
+    def batch_multiple(self) -> int:
+        """Minibatches must have equal sizes, because a captured step has fixed shapes."""
+        return self._actor_critic.num_minibatches
+
+    def minibatches(self, batch: ActorCriticBatch) -> Iterable[ActorCriticBatch]:
+        """The batches of PPO's optimizer steps, or the batch itself for REINFORCE."""
+        return self._actor_critic.minibatches(batch)
+
+    def after_batch(self) -> None:
+        """Move the target network."""
+        self._actor_critic.update_target()
+
+
+class ModelFree(Learner):
+    """A recurrent actor-critic without a world model.
+
+    Args:
+        frame_size: height and width of a frame, in pixels; taken from `data.frame_size`.
+        num_actions: number of actions A; taken from `data.num_actions`.
+        actor_critic: the actor-critic.
+        recent_frames: how many of the frames collected last it trains on; those of one epoch are on-policy.
+        schedule: how much is collected and trained in an epoch.
+        compile: whether to compile training steps and launch them as CUDA graphs on a GPU; false to debug.
+
+    Raises:
+        UserError: if arguments do not fit together; it names the configuration key.
+    """
+
+    def __init__(
+        self,
+        frame_size: tuple[int, int],
+        num_actions: int,
+        actor_critic: ActorCriticFactory = ActorCritic,
+        recent_frames: int = 10_000,
+        schedule: ModelFreeSchedule = ModelFreeSchedule(),
+        compile: bool = True,
+    ) -> None:
+        super().__init__(schedule, compile)
+        with argument_of("model.init_args.actor_critic.init_args"):
+            self.actor_critic = actor_critic((3, *frame_size), num_actions)
+        self.context = self.actor_critic.burn_in + 1
+        self.segment_length = self.context + self.actor_critic.horizon
+        self.phases = [RealSegmentPhase(self.actor_critic, recent_frames, schedule.actor_critic)]
+
+    def make_policy(self, graph_pool: Any = None) -> Policy:
+        """See `Learner.make_policy`."""
+        return FramePolicy(self.actor_critic, graph_pool)
+
+    def describe(self, epochs: int) -> dict[str, str]:
+        """See `Learner.describe`."""
+        lines = {"parameters": f"actor-critic {format_millions(self.actor_critic)} (with target network)"}
+        if epochs > 0:
+            lines[f"{epochs} epochs"] = f"{self.schedule.collection.frames_until(epochs):,} frames collected"
+        return lines

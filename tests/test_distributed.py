@@ -1,0 +1,18 @@
+"""Tests of the communication between processes; see also test_two_ranks.py."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from delta_iris.distributed import average_gradients, gather_objects, world_size
+
+
+def test_single_process_needs_no_communication() -> None:
+    module = nn.Linear(2, 1)
+    module(torch.ones(1, 2)).sum().backward()
+    average_gradients(module.parameters())
+    assert module.weight.grad is not None
+    assert torch.equal(module.weight.grad, torch.ones(1, 2))
+    assert gather_objects("object") == ["object"]
+    assert world_size() == 1
