@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning as L
 import torch
@@ -17,6 +17,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from delta_iris.commands.config_errors import explain_instantiation_error, shorten_parser_message
 from delta_iris.commands.config_files import LINKED, prepare_arguments
 from delta_iris.commands.console import quiet_libraries
 from delta_iris.errors import UserError
@@ -155,6 +156,22 @@ class DeltaIrisCLI(LightningCLI):
     _checkpoint: dict[str, Any] | None = None
     _exported: tuple[dict[str, Any], Path] | None = None
 
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """A parser whose errors are one line."""
+        parser = super().init_parser(**kwargs)
+        parser.error = _raise_parser_error  # type: ignore[method-assign]
+        return parser
+
+    def instantiate_classes(self) -> None:
+        """Instantiate Trainer, system and data module; an invalid value becomes an error that names its key."""
+        try:
+            super().instantiate_classes()
+        except Exception as error:
+            explained = explain_instantiation_error(error, self._own.as_dict())
+            if explained is None:
+                raise
+            raise explained from error
+
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """A Trainer with the custom loops and the callbacks that every run has."""
         callbacks: list[L.Callback] = [RunSummary(), Throughput()]
@@ -213,6 +230,10 @@ class DeltaIrisCLI(LightningCLI):
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         # Only tensors and plain values are ever loaded.
         return super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}
+
+
+def _raise_parser_error(message: str, ex: Exception | None = None) -> NoReturn:
+    raise UserError(shorten_parser_message(message)) from ex
 
 
 def _place_run(logger: Namespace, name: str, checkpoint: Path | None) -> None:

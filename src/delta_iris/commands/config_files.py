@@ -1,4 +1,4 @@
-"""Configuration files named on the command line: where they are found, and what they must not contain."""
+"""Configuration files named on the command line: found, translated, and merged into one."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import yaml
 from delta_iris.errors import UserError
 from delta_iris.legacy import is_legacy_configuration, upgrade_configuration
 
-__all__ = ["find_config", "prepare_arguments", "shipped_configs"]
+__all__ = ["LINKED", "find_config", "load_config", "merge_configs", "prepare_arguments", "shipped_configs"]
 
 LINKED = {
     "model.init_args.frame_size": "data.frame_size",
     "model.init_args.num_actions": "data.num_actions",
 }
-"""Keys that are taken from other keys."""
+"""Keys that are taken from other keys, and those keys."""
 
 
 def shipped_configs() -> Path:
@@ -37,6 +37,9 @@ def shipped_configs() -> Path:
 def find_config(name: str) -> Path:
     """Find a configuration file: a path, or else the name of a file that comes with the package.
 
+    Args:
+        name: as on the command line.
+
     Raises:
         UserError: if there is none; it lists the names that come with the package.
     """
@@ -50,51 +53,95 @@ def find_config(name: str) -> Path:
     raise UserError(f"there is no configuration {name}; the package has: {names}")
 
 
-def prepare_arguments(arguments: list[str]) -> list[str]:
-    """Resolve every `--config` of a command line.
+def load_config(path: Path) -> dict[str, Any]:
+    """Read a configuration, with the files that it names in place of groups.
 
-    Files that come with the package are found by name, files in the names of version 0.1 are translated, and keys that
-    are taken from others are refused.
+    A value that ends in `.yaml` is the path of such a file, relative to the file that names it. Configurations in the
+    names of version 0.1 are translated.
 
     Args:
-        arguments: of the command line.
+        path: of the YAML file.
 
     Raises:
-        UserError: if a file is missing or is no YAML, or a linked key is set.
+        UserError: if a file is missing or no mapping in YAML, or a key is set that is taken from another.
     """
-    prepared: list[str] = []
-    iterator = iter(arguments)
-    for argument in iterator:
-        option, equals, value = argument.partition("=")
-        _check_linked_option(option)
-        if option not in ("--config", "-c"):
-            prepared.append(argument)
-            continue
-        prepared += ["--config", _resolve(value if equals else next(iterator, ""))]
-    return prepared
-
-
-def _resolve(name: str) -> str:
-    path = find_config(name)
-    if str(path) != name:
-        print(f"configuration {name}: {path}")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
+    content = _include(_read(path), path.parent)
     if is_legacy_configuration(content):
-        print(f"configuration {name}: translated from the names of version 0.1")
-        return yaml.safe_dump(upgrade_configuration(content))
+        print(f"configuration {path}: translated from the names of version 0.1")
+        return upgrade_configuration(content)
     for key in _keys(content):
         if key in LINKED:
             raise UserError(f"{path}: {key} is taken from {LINKED[key]}: set that instead")
-    return str(path)
+    return content
 
 
-def _check_linked_option(option: str) -> None:
-    for key, source in LINKED.items():
-        if option in (f"--{key}", f"--{key.replace('init_args.', '')}"):
-            raise UserError(f"{option} is taken from {source}: set --{source} instead")
+def merge_configs(base: Any, other: Any) -> Any:
+    """Merge a configuration over another one, key by key.
+
+    Where a `class_path` changes, the arguments of the other class are dropped: they mean something else or nothing.
+
+    Args:
+        base: the configuration below.
+        other: the configuration above.
+    """
+    if not (isinstance(base, Mapping) and isinstance(other, Mapping)):
+        return other
+    merged = dict(base)
+    if "class_path" in other and other["class_path"] != base.get("class_path"):
+        merged.pop("init_args", None)
+    for key, value in other.items():
+        merged[key] = merge_configs(merged[key], value) if key in merged else value
+    return merged
+
+
+def prepare_arguments(arguments: list[str]) -> list[str]:
+    """Replace all `--config` of a command line by one that holds their merged content.
+
+    Args:
+        arguments: of the command line. A later file overrides an earlier one; other options follow and override both.
+
+    Raises:
+        UserError: see `find_config` and `load_config`; also if an option sets a key that is taken from another.
+    """
+    rest: list[str] = []
+    merged: Any = {}
+    position: int | None = None
+    iterator = iter(arguments)
+    for argument in iterator:
+        option, equals, value = argument.partition("=")
+        for key, source in LINKED.items():
+            if option in (f"--{key}", f"--{key.replace('init_args.', '')}"):
+                raise UserError(f"{option} is taken from {source}: set --{source} instead")
+        if option not in ("--config", "-c"):
+            rest.append(argument)
+            continue
+        name = value if equals else next(iterator, "")
+        path = find_config(name)
+        if str(path) != name:
+            print(f"configuration {name}: {path}")
+        merged = merge_configs(merged, load_config(path))
+        position = len(rest)
+    if position is None:
+        return rest
+    return [*rest[:position], "--config", yaml.safe_dump(merged, sort_keys=False), *rest[position:]]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a configuration: it must be a YAML mapping")
+    return content
+
+
+def _include(value: Any, folder: Path) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _include(item, folder) for key, item in value.items()}
+    if isinstance(value, str) and value.endswith(".yaml"):
+        return _include(_read(folder / value), (folder / value).parent)
+    return value
 
 
 def _keys(content: Any, prefix: str = "") -> Iterator[str]:

@@ -25,10 +25,10 @@ class CatchEnv(gym.Env[Frame, np.int64]):
     row. All other rewards are 0. The episode ends (`terminated`) when the last block has reached the bottom row.
 
     A block takes as many steps to fall as the paddle needs to cross the grid, so that the best return, `best_return`,
-    is possible in every episode. A player that moves at random catches one block in `cells`, nearly.
+    is possible in every episode. A player that moves at random catches one block in `cells` on average.
 
-    Frames are RGB, (cells · pixels, cells · pixels, 3) uint8. Where the paddle and a block are in the same column and
-    only one row is left to fall, both are visible; a block is never drawn in the bottom row. `info` is empty.
+    Frames are RGB, (cells · pixels, cells · pixels, 3) uint8. A block is never drawn in the bottom row: in the step in
+    which it arrives there, the frame shows the next block. `info` is empty.
 
     Args:
         cells: number of rows and of columns of the grid, 2 or more.

@@ -18,7 +18,6 @@ from delta_iris.training.schedule import PhaseSchedule, Schedule
 from delta_iris.training.systems.building import argument_of, count_parameters, format_millions
 from delta_iris.training.systems.imagination_phase import ImaginationPhase
 from delta_iris.training.systems.token_phases import DynamicsPhase, TokenizerPhase
-from delta_iris.world_models.delta_iris.transformer_tokenizer import TransformerTokenizer
 from delta_iris.world_models.tokens.dynamics import TokenDynamics
 from delta_iris.world_models.tokens.token_world_model import TokenWorldModel
 from delta_iris.world_models.tokens.tokenizer import Tokenizer
@@ -75,9 +74,9 @@ class DeltaIris(Learner):
         self,
         frame_size: tuple[int, int],
         num_actions: int,
-        tokenizer: TokenizerFactory = TransformerTokenizer,
-        dynamics: DynamicsFactory = TokenDynamics,
-        actor_critic: ActorCriticFactory = ActorCritic,
+        tokenizer: TokenizerFactory,
+        dynamics: DynamicsFactory,
+        actor_critic: ActorCriticFactory,
         segment_length: int = 21,
         priority_exponent: float = 5.0,
         imagination_recent_frames: int | None = None,

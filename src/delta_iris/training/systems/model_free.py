@@ -98,7 +98,7 @@ class ModelFree(Learner):
         self,
         frame_size: tuple[int, int],
         num_actions: int,
-        actor_critic: ActorCriticFactory = ActorCritic,
+        actor_critic: ActorCriticFactory,
         recent_frames: int = 10_000,
         schedule: ModelFreeSchedule = ModelFreeSchedule(),
         compile: bool = True,

@@ -1,0 +1,87 @@
+"""One line for an invalid configuration, which names the key."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import lightning as L
+
+from delta_iris.errors import UserError
+
+__all__ = ["explain_instantiation_error", "shorten_parser_message"]
+
+
+def explain_instantiation_error(error: BaseException, config: Mapping[str, Any]) -> UserError | None:
+    """Find the key whose value a class refused.
+
+    Args:
+        error: what jsonargparse raised; the class's own error is among its causes.
+        config: the configuration as nested dicts.
+
+    Returns:
+        an error that names the key, or None if no class of this project refused a value.
+    """
+    for cause in _causes(error):
+        if isinstance(cause, UserError):
+            return cause
+        if isinstance(cause, ValueError) and (owner := _raising_object(cause)) is not None:
+            key = "data" if isinstance(owner, L.LightningDataModule) else _find(owner, config)
+            if key is not None:
+                return UserError(f"{key}.{cause}")
+    return None
+
+
+def shorten_parser_message(message: str) -> str:
+    """Reduce jsonargparse's message about the arguments to one line.
+
+    Args:
+        message: of several lines, which list why each type that would be possible does not fit.
+    """
+    lines = [line.strip(" -") for line in message.splitlines()]
+    key = re.search(r"Parser key \"([\w.]+)\"", message)
+    nested = re.search(r"NestedArg\(key='([\w.]+)'", message)
+    path = ".".join(part.group(1) for part in (key, nested) if part)
+    unknown = re.search(r"Option '([\w.]+)' is not accepted", message)
+    if unknown:
+        path = path.removesuffix(f".{unknown.group(1)}")
+        return f"{path} has no key {unknown.group(1)!r}: see --print_config for those that it has"
+    expected = [line for line in lines if line.startswith("Expected a") and "NoneType" not in line]
+    if path and expected:
+        wanted = re.sub(r"Expected an? <class '(?:\w+\.)*(\w+)'>", r"expected \1", expected[-1].split(". Got value")[0])
+        value = re.search(r"val=(.*)\)$", message.strip())
+        return f"{path}: {wanted}" + (f", got {value.group(1)}" if value else "")
+    text = " ".join(line for line in lines if line)
+    return text if len(text) < 300 else text[:297] + "..."
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def _raising_object(error: BaseException) -> Any:
+    """The dataclass or data module whose construction raised the error."""
+    traceback, owner = error.__traceback__, None
+    while traceback is not None:
+        function, candidate = traceback.tb_frame.f_code.co_name, traceback.tb_frame.f_locals.get("self")
+        is_group = function == "__post_init__" and is_dataclass(candidate)
+        if is_group or (function == "__init__" and isinstance(candidate, L.LightningDataModule)):
+            owner = candidate
+        traceback = traceback.tb_next
+    return owner
+
+
+def _find(owner: Any, config: Any, path: str = "") -> str | None:
+    """The key of the group whose values are those of a dataclass."""
+    if not isinstance(config, Mapping):
+        return None
+    names = {field.name for field in fields(owner)}
+    if set(config) == names and all(config[name] == getattr(owner, name) for name in names):
+        return path.removesuffix(".")
+    found = (_find(owner, value, f"{path}{key}.") for key, value in config.items())
+    return next((key for key in found if key is not None), None)
