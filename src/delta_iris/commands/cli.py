@@ -17,7 +17,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from delta_iris.commands.config_errors import explain_instantiation_error, shorten_parser_message
+from delta_iris.commands.config_errors import explain_instantiation_error, root_cause, shorten_parser_message
 from delta_iris.commands.config_files import LINKED, prepare_arguments
 from delta_iris.commands.console import quiet_libraries
 from delta_iris.errors import UserError
@@ -30,7 +30,6 @@ from delta_iris.training.learner import Learner
 from delta_iris.training.lightning_private import SubprocessLauncher
 from delta_iris.training.loop import CollectTrainLoop, install_loops
 from delta_iris.training.strategy import DeltaDDPStrategy
-from delta_iris.training.systems import DeltaIris
 
 __all__ = ["DeltaIrisCLI", "main"]
 
@@ -100,8 +99,7 @@ class DeltaIrisCLI(LightningCLI):
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(EpisodeStatistics, "episodes")
         parser.add_lightning_class_args(ImageLogger, "images")
-        model = {"class_path": f"{DeltaIris.__module__}.{DeltaIris.__name__}"}
-        parser.set_defaults(TRAINER_DEFAULTS | CHECKPOINT_DEFAULTS | {"model": model, "seed_everything": 0})
+        parser.set_defaults(TRAINER_DEFAULTS | CHECKPOINT_DEFAULTS | {"seed_everything": 0})
         for target, source in LINKED.items():
             parser.link_arguments(source, target)
 
@@ -169,7 +167,8 @@ class DeltaIrisCLI(LightningCLI):
         except Exception as error:
             explained = explain_instantiation_error(error, self._own.as_dict())
             if explained is None:
-                raise
+                # jsonargparse's own message lists the whole configuration.
+                raise root_cause(error) from None
             raise explained from error
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:

@@ -11,7 +11,7 @@ import lightning as L
 
 from delta_iris.errors import UserError
 
-__all__ = ["explain_instantiation_error", "shorten_parser_message"]
+__all__ = ["explain_instantiation_error", "root_cause", "shorten_parser_message"]
 
 
 def explain_instantiation_error(error: BaseException, config: Mapping[str, Any]) -> UserError | None:
@@ -32,6 +32,11 @@ def explain_instantiation_error(error: BaseException, config: Mapping[str, Any])
             if key is not None:
                 return UserError(f"{key}.{cause}")
     return None
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The error that the others were raised from."""
+    return list(_causes(error))[-1]
 
 
 def shorten_parser_message(message: str) -> str:

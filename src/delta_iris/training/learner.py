@@ -47,7 +47,7 @@ class Learner(L.LightningModule):
     """
 
     phases: list[Phase]
-    world_model: WorldModel[Any] | None = None
+    world_model: WorldModel[Any] | None
     segment_length: int
     context: int
 

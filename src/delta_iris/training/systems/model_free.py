@@ -106,6 +106,7 @@ class ModelFree(Learner):
         super().__init__(schedule, compile)
         with argument_of("model.init_args.actor_critic.init_args"):
             self.actor_critic = actor_critic((3, *frame_size), num_actions)
+        self.world_model = None
         self.context = self.actor_critic.burn_in + 1
         self.segment_length = self.context + self.actor_critic.horizon
         self.phases = [RealSegmentPhase(self.actor_critic, recent_frames, schedule.actor_critic)]
