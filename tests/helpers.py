@@ -6,12 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from delta_iris.actor_critic.module import ActorCritic
 from delta_iris.data.segment import SegmentBatch
 from delta_iris.nn.cnn import CNNConfig
-from delta_iris.nn.optim import OptimizerConfig
 from delta_iris.nn.transformer import TransformerConfig
 from delta_iris.training.schedule import CollectionSchedule, PhaseSchedule
 from delta_iris.training.systems.delta_iris import DeltaIris, DeltaIrisSchedule
@@ -29,7 +28,7 @@ CODEBOOK = CodebookConfig(size=CODES, dim=8)
 
 def make_tokenizer(num_actions: int = ACTIONS, **changes: Any) -> TransformerTokenizer:
     """A Transformer tokenizer with arguments changed."""
-    options = {
+    options: dict[str, Any] = {
         "codebook": replace(CODEBOOK, decay=0.8),
         "patch_size": 4,
         "dim": 16,
@@ -44,7 +43,7 @@ def make_tokenizer(num_actions: int = ACTIONS, **changes: Any) -> TransformerTok
 
 def make_cnn_tokenizer(**changes: Any) -> CNNTokenizer:
     """A CNN tokenizer with arguments changed."""
-    options = {
+    options: dict[str, Any] = {
         "codebook": CODEBOOK,
         "cnn": CNNConfig(base_channels=8, channel_mults=(1, 2), downsample_after=(0, 1), latent_channels=4),
         "frame_channels": 2,
@@ -56,21 +55,27 @@ def make_cnn_tokenizer(**changes: Any) -> CNNTokenizer:
 def make_dynamics(num_actions: int = ACTIONS, **changes: Any) -> TokenDynamics:
     """Token dynamics with arguments changed, and a reward head that is not zero."""
     torch.manual_seed(1)
-    options = {"transformer": TransformerConfig(dim=16, layers=2, heads=2), "frame_cnn": SMALL_CNN} | changes
+    options: dict[str, Any] = {
+        "transformer": TransformerConfig(dim=16, layers=2, heads=2),
+        "frame_cnn": SMALL_CNN,
+    } | changes
     dynamics = TokenDynamics(SIZE, num_actions, FRAMES, 4, CODES, **options)
     # The reward head starts at zero, which would hide what it depends on.
-    torch.nn.init.normal_(dynamics.network.reward_head[-1].weight)
+    last = dynamics.network.reward_head[-1]
+    assert isinstance(last, nn.Linear)
+    nn.init.normal_(last.weight)
     return dynamics
 
 
 def make_actor_critic(num_actions: int = ACTIONS, **changes: Any) -> ActorCritic:
     """An actor-critic with arguments changed, and heads that are not zero."""
     torch.manual_seed(2)
-    options = {"lstm_size": 16, "cnn": replace(SMALL_CNN, latent_channels=2), "burn_in": CONTEXT - 1, "horizon": 5}
+    cnn = replace(SMALL_CNN, latent_channels=2)
+    options: dict[str, Any] = {"lstm_size": 16, "cnn": cnn, "burn_in": CONTEXT - 1, "horizon": 5}
     actor_critic = ActorCritic((3, *SIZE), num_actions, **(options | changes))
     for network in (actor_critic.network, actor_critic.target):
         for head in (network.actor, network.critic):
-            torch.nn.init.normal_(head.weight, std=0.3)
+            nn.init.normal_(head.weight, std=0.3)
     return actor_critic
 
 
@@ -140,8 +145,8 @@ def make_moving_ramp() -> SegmentBatch:
 def scramble(segment: SegmentBatch, where: Tensor) -> SegmentBatch:
     """Change everything but the masks in the slots where (B, T) `where` is true."""
     other = make_segment(*segment.mask.shape, seed=99)
-    fields = [
+    frames, actions, rewards, terminated = (
         torch.where(where.view(*where.shape, *[1] * (mine.ndim - 2)), theirs, mine)
         for mine, theirs in zip(segment[:4], other[:4], strict=True)
-    ]
-    return SegmentBatch(*fields, segment.mask, segment.is_first)
+    )
+    return SegmentBatch(frames, actions, rewards, terminated, segment.mask, segment.is_first)

@@ -1,277 +1,249 @@
-"""The agent: returns, what counts, what it remembers."""
+"""Tests of the actor-critic: targets, losses, minibatches and the target network."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
-from conftest import ACTIONS, SIZE, make_agent
-from hypothesis import given
-from hypothesis import strategies as st
+from torch import Tensor
+from torch.distributions import Categorical
 
-from delta_iris.actor_critic.module import Agent, ImaginedWindow, until_first_end
+from delta_iris.actor_critic.batch import ActorCriticBatch
+from delta_iris.actor_critic.module import ActorCritic
 from delta_iris.actor_critic.returns import lambda_returns
-from delta_iris.errors import UserError
+from delta_iris.nn.cnn import CNNConfig
+from delta_iris.nn.optim import OptimizerConfig
+from tests.actor_critic.actor_critic_helpers import MAKERS, PICTURE, VECTOR, make_rollout, make_vector_actor_critic
+from tests.helpers import ACTIONS, make_actor_critic
+
+for_pictures_and_vectors = pytest.mark.parametrize(("make", "input_shape"), MAKERS, ids=["picture", "vector"])
 
 
-def imagined(agent, batch: int = 4, ends: torch.Tensor | None = None) -> ImaginedWindow:
-    generator = torch.Generator().manual_seed(0)
-    horizon, burn_in = agent.horizon, agent.burn_in
-    return ImaginedWindow(
-        torch.rand(batch, burn_in + horizon + 1, 3, *SIZE, generator=generator),
-        torch.ones(batch, burn_in, dtype=torch.bool),
-        torch.randint(0, ACTIONS, (batch, horizon), generator=generator),
-        torch.randn(batch, horizon, generator=generator),
-        torch.zeros(batch, horizon, dtype=torch.long) if ends is None else ends,
+def one_end(actor_critic: ActorCritic) -> Tensor:
+    """Four trajectories, of which the second ends at its third step."""
+    terminated = torch.zeros(4, actor_critic.horizon, dtype=torch.int64)
+    terminated[1, 2] = 1
+    return terminated
+
+
+@for_pictures_and_vectors
+@pytest.mark.parametrize("update_epochs", [1, 2])
+def test_nothing_after_the_first_end_changes_loss_or_gradient(
+    make: Callable[..., ActorCritic], input_shape: tuple[int, ...], update_epochs: int
+) -> None:
+    actor_critic = make(update_epochs=update_epochs)
+    terminated = torch.zeros(4, actor_critic.horizon, dtype=torch.int64)
+    terminated[:, 1] = 1
+    rollout = make_rollout(actor_critic, terminated=terminated, input_shape=input_shape)
+    after = actor_critic.burn_in + 2  # the observation that the ending step leads to, which is never acted on
+    inputs, actions, rewards, more_ends = (
+        x.clone() for x in (rollout.inputs, rollout.actions, rollout.rewards, terminated)
     )
-
-
-@given(
-    st.integers(1, 12).flatmap(
-        lambda n: st.tuples(*(st.lists(st.floats(-10, 10), min_size=n, max_size=n) for _ in range(2)))
-    ),
-    st.floats(0, 1),
-    st.floats(0, 1),
-    st.data(),
-)
-def test_returns_equal_a_plain_loop(pairs, discount: float, lambda_: float, data) -> None:
-    rewards, values = pairs
-    ends = data.draw(st.lists(st.booleans(), min_size=len(rewards), max_size=len(rewards)))
-
-    def plain(t: int) -> float:
-        if t == len(rewards):
-            return values[-1]
-        if ends[t]:
-            return rewards[t]
-        return rewards[t] + discount * ((1 - lambda_) * values[t] + lambda_ * plain(t + 1))
-
-    tensors = (torch.tensor([x], dtype=torch.float64) for x in (rewards, ends, values))
-    returns = lambda_returns(*tensors, discount, lambda_)
-    expected = torch.tensor([[plain(t) for t in range(len(rewards))]], dtype=torch.float64)
-    torch.testing.assert_close(returns, expected, rtol=1e-12, atol=1e-12)
-
-
-def test_only_steps_up_to_the_first_end_count() -> None:
-    ends = torch.tensor([[0, 0, 0], [0, 1, 0], [1, 0, 1]])
-    assert until_first_end(ends).tolist() == [[True] * 3, [True, True, False], [True, False, False]]
-
-
-@pytest.mark.parametrize("passes", [1, 2])
-def test_nothing_after_the_first_end_changes_loss_or_gradient(passes: int) -> None:
-    agent = make_agent(passes=passes)
-    ends = torch.zeros(4, agent.horizon, dtype=torch.long)
-    ends[:, 1] = 1
-    window = imagined(agent, ends=ends)
-    after = agent.burn_in + 2  # the frame that the ending step leads to, which is never acted on
-    frames, actions, rewards, more = (x.clone() for x in (window.frames, window.actions, window.rewards, ends))
-    frames[:, after:] = torch.rand_like(frames[:, after:])
+    inputs[:, after:] = torch.rand_like(inputs[:, after:])
     actions[:, 2:] = (actions[:, 2:] + 1) % ACTIONS
     rewards[:, 2:] += 100
-    more[:, 3] = 1
-    changed = window._replace(frames=frames, actions=actions, rewards=rewards, ends=more)
+    more_ends[:, 3] = 1
+    changed = rollout._replace(inputs=inputs, actions=actions, rewards=rewards, terminated=more_ends)
     results = []
-    for variant in (window, changed):
-        agent.zero_grad()
-        lesson = agent.appraise(variant)
-        if passes > 1:
-            # As if the policy had been another: whatever stands after the end is far off.
-            lesson = lesson._replace(log_probs=lesson.log_probs * 1.1)
-        losses = agent.training_step(lesson)
+    for variant in (rollout, changed):
+        actor_critic.zero_grad()
+        batch = actor_critic.compute_targets(variant)
+        if update_epochs > 1:
+            # As if the old policy had been another one, so that ratios after the end are far from 1.
+            batch = batch._replace(log_probs=batch.log_probs * 1.1)
+        losses = actor_critic.training_step(batch)
         losses["loss"].backward()
-        gradient = torch.cat([p.grad.flatten() for p in agent.network.parameters() if p.grad is not None])
-        results.append((losses, gradient))
-    for name, value in results[0][0].items():
-        assert torch.equal(value, results[1][0][name]), name
+        parameters = actor_critic.network.parameters()
+        results.append((losses, torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])))
+    (losses, gradient), (changed_losses, changed_gradient) = results
+    assert losses.keys() == changed_losses.keys()
+    for name, value in losses.items():
+        assert torch.equal(value, changed_losses[name]), name
     # Zero times a weight may be summed in another order.
-    torch.testing.assert_close(results[0][1], results[1][1], atol=1e-8, rtol=1e-5)
+    torch.testing.assert_close(gradient, changed_gradient, atol=1e-8, rtol=1e-5)
 
 
-def test_rewards_before_the_end_do_count(agent) -> None:
-    window = imagined(agent)
-    loss = agent.training_step(agent.appraise(window))["loss"]
-    assert not torch.equal(
-        loss, agent.training_step(agent.appraise(window._replace(rewards=window.rewards + 1)))["loss"]
+def test_rewards_before_the_end_change_the_loss(actor_critic: ActorCritic) -> None:
+    rollout = make_rollout(actor_critic)
+    loss, changed_loss = (
+        actor_critic.loss(actor_critic.compute_targets(each)).loss
+        for each in (rollout, rollout._replace(rewards=rollout.rewards + 1))
     )
+    assert not torch.equal(loss, changed_loss)
 
 
-def test_burn_in_ignores_padding_and_remembers_frames(agent) -> None:
-    frames = torch.rand(2, 3, 3, *SIZE)
-    valid = torch.tensor([[False, False, True], [True, True, True]])
-    hidden, cell = agent.network.burn_in(frames, valid)
-    changed = frames.clone()
-    changed[0, :2] = 0
-    again, _ = agent.network.burn_in(changed, valid)
-    assert torch.equal(hidden, again)
-    _, _, (expected_hidden, expected_cell) = agent.network(frames[:1, 2:], agent.network.initial_state(1))
-    # One convolution over two frames and one over six may round differently.
-    torch.testing.assert_close(hidden[:, :1], expected_hidden, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(cell[:, :1], expected_cell, atol=1e-6, rtol=1e-5)
-    changed[1, 0] = 0
-    assert not torch.equal(hidden[:, 1], agent.network.burn_in(changed, valid)[0][:, 1])
-
-
-def test_acting_step_by_step_equals_the_whole_sequence(agent) -> None:
-    frames = torch.rand(2, 6, 3, *SIZE)
-    logits, values, _ = agent.network(frames, agent.network.initial_state(2))
-    state = agent.network.initial_state(2)
-    for t in range(6):
-        step_logits, step_values, state = agent.network(frames[:, t : t + 1], state)
-        torch.testing.assert_close(step_logits[:, 0], logits[:, t], atol=1e-6, rtol=1e-5)
-        torch.testing.assert_close(step_values[:, 0], values[:, t], atol=1e-6, rtol=1e-5)
-
-
-def test_actions_are_sampled_from_the_policy(agent) -> None:
+@for_pictures_and_vectors
+def test_actions_are_sampled_from_the_policy(make: Callable[..., ActorCritic], input_shape: tuple[int, ...]) -> None:
+    actor_critic = make()
+    network = actor_critic.network
     torch.manual_seed(0)
-    frames = torch.rand(1, 3, *SIZE).expand(20_000, -1, -1, -1)
-    state = agent.network.initial_state(20_000)
-    actions, _ = agent.act(frames, state)
-    expected = agent.network(frames[:1].unsqueeze(1), agent.network.initial_state(1))[0].softmax(-1).flatten()
+    inputs = torch.rand(1, *input_shape).expand(20_000, *input_shape)
+    actions, _ = actor_critic.act(inputs, network.initial_memory(20_000))
+    expected = network(inputs[:1].unsqueeze(1), network.initial_memory(1))[0].softmax(-1).flatten()
     frequencies = actions.bincount(minlength=ACTIONS) / len(actions)
-    # Four standard deviations of a frequency of 20,000 draws.
+    # Four standard deviations of a frequency among 20,000 samples.
     torch.testing.assert_close(frequencies, expected.detach(), atol=4 * 0.5 / 20_000**0.5, rtol=0)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
-def test_a_share_of_the_critics_gradient_reaches_what_the_actor_sees(share: float) -> None:
-    agent = make_agent()
-    frames, gradients = torch.rand(2, 4, 3, *SIZE), []
-    for agent.network.critic_gradient in (1.0, share):
-        logits, values, _ = agent.network(frames, agent.network.initial_state(2))
-        shared = [*agent.network.cnn.parameters(), *agent.network.lstm.parameters()]
-        gradients.append(torch.autograd.grad(values.square().sum(), shared, retain_graph=True))
-        actor = torch.autograd.grad(logits.square().sum(), shared)
-    for whole, part in zip(*gradients, strict=True):
-        torch.testing.assert_close(part, share * whole, atol=1e-6, rtol=1e-5)
-    assert all(gradient.abs().max() > 0 for gradient in actor)
-
-
-def test_the_first_policy_is_uniform_and_the_first_values_are_zero() -> None:
-    agent = Agent(SIZE, ACTIONS, channels=4, hidden=16, multipliers=(1, 2), halvings=(0, 1), latent_channels=2)
-    for network in (agent.network, agent.target):
-        logits, values, _ = network(torch.rand(2, 3, 3, *SIZE), network.initial_state(2))
+@pytest.mark.parametrize("input_shape", [PICTURE, VECTOR])
+def test_the_first_policy_is_uniform_and_the_first_values_are_zero(input_shape: tuple[int, ...]) -> None:
+    cnn = CNNConfig(base_channels=4, channel_mults=(1, 2), downsample_after=(0, 1), latent_channels=2)
+    actor_critic = ActorCritic(input_shape, ACTIONS, lstm_size=16, cnn=cnn)
+    for network in (actor_critic.network, actor_critic.target):
+        logits, values, _ = network(torch.rand(2, 3, *input_shape), network.initial_memory(2))
         assert logits.eq(0).all()
-        # The bins' weights cancel but for rounding.
-        assert agent.values.mean(values).abs().max() < 1e-5
+        # The bins' weights cancel except for rounding.
+        assert actor_critic.value_codec.mean(values).abs().max() < 1e-5
         assert values.softmax(-1).max() > 0.1
 
 
-def test_the_target_follows_the_whole_network() -> None:
-    agent = make_agent(target_decay=0.9)
-    before = [p.clone() for p in agent.target.parameters()]
-    for p in agent.network.parameters():
+def test_target_network_follows_the_whole_network() -> None:
+    actor_critic = make_actor_critic(target_ema_decay=0.9)
+    before = [p.clone() for p in actor_critic.target.parameters()]
+    for p in actor_critic.network.parameters():
         p.data += 1
-    sources = [p.clone() for p in agent.network.parameters()]
-    agent.on_train_batch_end()
-    for target, old, source in zip(agent.target.parameters(), before, sources, strict=True):
+    sources = [p.clone() for p in actor_critic.network.parameters()]
+    actor_critic.update_target()
+    for target, old, source in zip(actor_critic.target.parameters(), before, sources, strict=True):
         torch.testing.assert_close(target, 0.9 * old + 0.1 * source)
-    assert not any(p.requires_grad for p in agent.target.parameters())
+    assert not any(p.requires_grad for p in actor_critic.target.parameters())
 
 
+@for_pictures_and_vectors
 @pytest.mark.parametrize("name", ["actor_loss", "critic_loss", "policy_entropy"])
-def test_losses_equal_their_definitions(agent, name: str) -> None:
-    ends = torch.zeros(4, agent.horizon, dtype=torch.long)
-    ends[1, 2] = 1
-    window = imagined(agent, ends=ends)
-    losses = agent.training_step(agent.appraise(window))
-    frames = window.frames[:, agent.burn_in :]
-    state = agent.network.burn_in(window.frames[:, : agent.burn_in], window.burn_in_valid)
-    logits, values, _ = agent.network(frames[:, :-1], state)
-    target_state = agent.target.burn_in(window.frames[:, : agent.burn_in], window.burn_in_valid)
-    targets = agent.values.mean(agent.target(frames, target_state)[1])
-    returns = lambda_returns(window.rewards, ends, targets[:, 1:], agent.discount, agent.lambda_)
+def test_losses_equal_their_definitions(
+    make: Callable[..., ActorCritic], input_shape: tuple[int, ...], name: str
+) -> None:
+    actor_critic = make()
+    network, target, codec = actor_critic.network, actor_critic.target, actor_critic.value_codec
+    terminated = one_end(actor_critic)
+    rollout = make_rollout(actor_critic, terminated=terminated, input_shape=input_shape)
+    losses = actor_critic.training_step(actor_critic.compute_targets(rollout))
+    burn_in, inputs = rollout.inputs[:, : actor_critic.burn_in], rollout.inputs[:, actor_critic.burn_in :]
+    logits, value_logits, _ = network(inputs[:, :-1], network.burn_in(burn_in, rollout.burn_in_mask))
+    values = codec.mean(target(inputs, target.burn_in(burn_in, rollout.burn_in_mask))[1])
+    returns = lambda_returns(rollout.rewards, terminated, values[:, 1:], actor_critic.gamma, actor_critic.lambda_)
     terms = []
     for b in range(4):
-        for t in range(agent.horizon):
-            policy = torch.distributions.Categorical(logits=logits[b, t])
+        for t in range(actor_critic.horizon):
+            policy = Categorical(logits=logits[b, t])
             terms.append(
                 {
-                    "actor_loss": -policy.log_prob(window.actions[b, t]) * (returns[b, t] - targets[b, t]),
-                    "critic_loss": agent.values.cross_entropy(values[b, t], returns[b, t]),
+                    "actor_loss": -policy.log_prob(rollout.actions[b, t]) * (returns[b, t] - values[b, t]),
+                    "critic_loss": codec.cross_entropy(value_logits[b, t], returns[b, t]),
                     "policy_entropy": policy.entropy(),
                 }[name]
             )
-            if ends[b, t]:
+            if terminated[b, t]:
                 break
     torch.testing.assert_close(losses[name], torch.stack(terms).mean().detach(), rtol=1e-4, atol=1e-5)
 
 
-def moved(agent) -> None:
-    """Make it another policy, not far from what it was."""
+@pytest.mark.parametrize("update_epochs", [1, 2])
+def test_the_loss_is_the_weighted_sum_of_its_terms(update_epochs: int) -> None:
+    actor_critic = make_vector_actor_critic(entropy_coef=0.3, update_epochs=update_epochs)
+    output = actor_critic.loss(actor_critic.compute_targets(make_rollout(actor_critic, input_shape=VECTOR)))
+    terms = output.metrics
+    expected = terms["actor_loss"] + terms["critic_loss"] - 0.3 * terms["policy_entropy"]
+    torch.testing.assert_close(output.loss.detach(), expected)
+    assert not any(term.requires_grad for term in terms.values())
+
+
+@pytest.mark.parametrize("update_epochs", [1, 2])
+def test_losses_of_parts_add_up_to_that_of_the_batch(update_epochs: int) -> None:
+    actor_critic = make_vector_actor_critic(update_epochs=update_epochs)
+    rollout = make_rollout(actor_critic, terminated=one_end(actor_critic), input_shape=VECTOR)
+    batch = actor_critic.compute_targets(rollout)
+    change_policy(actor_critic)
+    whole = actor_critic.loss(batch)
+    rows = slice(0, 1), slice(1, 4)
+    parts = [actor_critic.loss(ActorCriticBatch(*(field[part] for field in batch)), batch) for part in rows]
+    torch.testing.assert_close(parts[0].loss + parts[1].loss, whole.loss, rtol=1e-5, atol=1e-5)
+    for name, value in whole.metrics.items():
+        torch.testing.assert_close(parts[0].metrics[name] + parts[1].metrics[name], value, rtol=1e-5, atol=1e-5)
+
+
+def change_policy(actor_critic: ActorCritic) -> None:
+    """Change the network a little."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for p in agent.network.parameters():
+        for p in actor_critic.network.parameters():
             p.add_(0.05 * torch.randn(p.shape, generator=generator))
 
 
-def test_the_first_lesson_of_several_has_the_gradient_of_normalized_advantages() -> None:
-    agent = make_agent(passes=2, entropy_weight=0.0)
-    ends = torch.zeros(4, agent.horizon, dtype=torch.long)
-    ends[1, 2] = 1
-    lesson = agent.appraise(imagined(agent, ends=ends))
-    advantages = lesson.advantages[lesson.counts]
-    normalized = (lesson.advantages - advantages.mean()) / advantages.std(correction=0)
+def test_the_first_of_several_updates_is_reinforce_with_normalized_advantages() -> None:
+    several, single = make_actor_critic(update_epochs=2, entropy_coef=0.0), make_actor_critic(entropy_coef=0.0)
+    batch = several.compute_targets(make_rollout(several, terminated=one_end(several)))
+    advantages = batch.advantages[batch.alive]
+    normalized = (batch.advantages - advantages.mean()) / advantages.std(correction=0)
     gradients = []
-    for learner, taught in ((agent, lesson), (make_agent(entropy_weight=0.0), lesson._replace(advantages=normalized))):
-        learner.training_step(taught)["loss"].backward()
-        gradients.append([p.grad for p in learner.network.parameters()])
-    # What is added to the deviation, 1e-5 of about one, and sums in another order.
+    for actor_critic, each in ((several, batch), (single, batch._replace(advantages=normalized))):
+        actor_critic.loss(each).loss.backward()
+        gradients.append([p.grad for p in actor_critic.network.parameters()])
+    # A term of 1e-5 is added to the deviation of about one, and sums are in another order.
     for found, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
 
-def test_the_objective_is_clipped_as_defined() -> None:
-    agent = make_agent(passes=2, clip=0.05)
-    lesson = agent.appraise(imagined(agent))
-    moved(agent)
-    losses = agent.training_step(lesson)
-    logits, _, _ = agent.network(lesson.frames, (lesson.hidden.unsqueeze(0), lesson.cell.unsqueeze(0)))
-    mean, deviation = lesson.advantages.mean(), lesson.advantages.std(correction=0)
-    terms, beyond = [], []
+def test_several_updates_use_the_clipped_surrogate() -> None:
+    actor_critic = make_actor_critic(update_epochs=2, clip_coef=0.05)
+    batch = actor_critic.compute_targets(make_rollout(actor_critic))
+    change_policy(actor_critic)
+    losses = actor_critic.loss(batch).metrics
+    logits, _, _ = actor_critic.network(batch.inputs, (batch.hidden.unsqueeze(0), batch.cell.unsqueeze(0)))
+    mean, deviation = batch.advantages.mean(), batch.advantages.std(correction=0)
+    terms, clipped = [], []
     for b in range(4):
-        for t in range(agent.horizon):
-            now = torch.distributions.Categorical(logits=logits[b, t]).log_prob(lesson.actions[b, t])
-            ratio, advantage = (now - lesson.log_probs[b, t]).exp().item(), (lesson.advantages[b, t] - mean) / deviation
+        for t in range(actor_critic.horizon):
+            log_prob = Categorical(logits=logits[b, t]).log_prob(batch.actions[b, t])
+            ratio = float((log_prob.detach() - batch.log_probs[b, t]).exp())
+            advantage = float((batch.advantages[b, t] - mean) / deviation)
             terms.append(-min(ratio * advantage, min(max(ratio, 0.95), 1.05) * advantage))
-            beyond.append(abs(ratio - 1) > 0.05)
-    assert 0 < sum(beyond) < len(beyond)
-    torch.testing.assert_close(losses["actor_loss"], torch.stack(terms).mean(), rtol=1e-3, atol=1e-5)
-    assert losses["clip_fraction"] == pytest.approx(sum(beyond) / len(beyond))
+            clipped.append(abs(ratio - 1) > 0.05)
+    assert 0 < sum(clipped) < len(clipped)
+    expected = torch.tensor(terms).mean()
+    torch.testing.assert_close(losses["actor_loss"], expected, rtol=1e-3, atol=1e-5)
+    assert losses["clip_fraction"] == pytest.approx(sum(clipped) / len(clipped))
     assert losses["approx_kl"] > 0
 
 
-def test_each_pass_takes_every_window_once() -> None:
-    agent = make_agent(passes=3, parts=2)
-    lesson = agent.appraise(imagined(agent, batch=6))
-    parts = list(agent.lessons(lesson))
-    assert [len(part.frames) for part in parts] == [3] * 6
-    order = []
-    for one, two in zip(parts[::2], parts[1::2], strict=True):
-        both = [torch.cat(fields) for fields in zip(one, two, strict=True)]
-        rows = [int((lesson.rewards == rewards).all(1).nonzero()) for rewards in both[4]]
+def test_each_update_epoch_uses_every_trajectory_once() -> None:
+    actor_critic = make_actor_critic(update_epochs=3, num_minibatches=2)
+    batch = actor_critic.compute_targets(make_rollout(actor_critic, batch=6))
+    minibatches = list(actor_critic.minibatches(batch))
+    assert [len(minibatch.inputs) for minibatch in minibatches] == [3] * 6
+    orders = []
+    for one, two in zip(minibatches[::2], minibatches[1::2], strict=True):
+        epoch = ActorCriticBatch(*(torch.cat(fields) for fields in zip(one, two, strict=True)))
+        rows = [int((batch.rewards == rewards).all(1).nonzero()) for rewards in epoch.rewards]
         assert sorted(rows) == list(range(6))
-        for field, whole in zip(both, lesson, strict=True):
+        for field, whole in zip(epoch, batch, strict=True):
             assert torch.equal(field, whole[rows])
-        order.append(rows)
-    assert len(set(map(tuple, order))) > 1
+        orders.append(tuple(rows))
+    assert len(set(orders)) > 1
 
 
-def test_what_is_learned_from_once_is_left_whole(agent) -> None:
-    lesson = agent.appraise(imagined(agent))
-    assert lesson.log_probs.numel() == 0
-    (only,) = agent.lessons(lesson)
-    assert only is lesson
+def test_a_single_update_uses_the_batch_as_it_is(actor_critic: ActorCritic) -> None:
+    batch = actor_critic.compute_targets(make_rollout(actor_critic))
+    assert batch.log_probs.numel() == 0
+    (only,) = actor_critic.minibatches(batch)
+    assert only is batch
 
 
-@pytest.mark.parametrize("options", [{"passes": 0}, {"parts": 0}, {"clip": 0.0}])
-def test_passes_that_make_no_sense_are_refused(options) -> None:
-    with pytest.raises(UserError, match=next(iter(options))):
-        make_agent(**options)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("update_epochs", 0), ("num_minibatches", 0), ("clip_coef", 0.0), ("burn_in", 0), ("horizon", 0)],
+)
+def test_invalid_arguments_raise(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=name):
+        make_actor_critic(**{name: value})
 
 
-def test_its_learning_rate_falls_where_it_is_told_to() -> None:
-    agent = Agent(
-        (16, 16), 3, multipliers=(1, 2), halvings=(0, 1), learning_rate=0.5, final_fraction=0.2, decay_steps=2
-    )
-    configured = agent.configure_optimizers()
+def test_learning_rate_follows_the_configured_schedule() -> None:
+    config = OptimizerConfig(learning_rate=0.5, min_lr_factor=0.2, lr_decay_steps=2)
+    configured = make_vector_actor_critic(optimizer=config).configure_optimizers()
     optimizer, schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
     rates = []
     for _ in range(4):
@@ -279,3 +251,30 @@ def test_its_learning_rate_falls_where_it_is_told_to() -> None:
         optimizer.step()
         schedule.step()
     assert rates == pytest.approx([0.5, 0.3, 0.1, 0.1])
+
+
+def test_learns_from_vectors_which_action_is_rewarded() -> None:
+    """A contextual bandit: the reward is 1 if the action is the position of the largest of the first five numbers."""
+    actor_critic = make_vector_actor_critic(optimizer=OptimizerConfig(learning_rate=3e-3, weight_decay=0.0))
+    optimizer = actor_critic.configure_optimizers()["optimizer"]
+    torch.manual_seed(0)
+    rates = []
+    for _ in range(100):
+        rollout = make_rollout(actor_critic, batch=64, input_shape=VECTOR)
+        inputs = torch.randn_like(rollout.inputs)
+        acted_on = inputs[:, actor_critic.burn_in : -1]
+        memory = actor_critic.network.burn_in(inputs[:, : actor_critic.burn_in], rollout.burn_in_mask)
+        actions = []
+        for t in range(actor_critic.horizon):
+            action, memory = actor_critic.act(acted_on[:, t], memory)
+            actions.append(action)
+        taken = torch.stack(actions, 1)
+        rewards = (taken == acted_on[..., :ACTIONS].argmax(-1)).float()
+        rates.append(float(rewards.mean()))
+        batch = actor_critic.compute_targets(rollout._replace(inputs=inputs, actions=taken, rewards=rewards))
+        optimizer.zero_grad()
+        actor_critic.loss(batch).loss.backward()
+        optimizer.step()
+        actor_critic.update_target()
+    assert sum(rates[:10]) / 10 < 0.3
+    assert sum(rates[-10:]) / 10 > 0.5

@@ -1,115 +1,259 @@
-"""The collector on a small environment whose frames tell when they were made."""
+"""Tests of collecting experience, on an environment whose frames tell when they were made, and in Crafter."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from numpy.typing import NDArray
+from torch import Tensor
 
-from delta_iris.data.collector import Collector
-from delta_iris.data.replay import Replay, ReplayReader
+from delta_iris.data.collector import Collector, EpisodeStats, Policy
+from delta_iris.data.replay import Replay
+from delta_iris.data.replay_format import Steps
+from delta_iris.data.replay_reader import ReplayReader
+from delta_iris.data.segment import SegmentBatch
+from delta_iris.envs import ACHIEVEMENTS, CrafterEnv
+from delta_iris.envs.vector import make_vector_env
+from delta_iris.errors import UserError
+
+Frame = NDArray[np.uint8]
 
 SHAPE = (8, 8, 3)
+CRAFTER = "delta_iris/Crafter-v1"
 
 
-class CountingEnv(gym.Env):
-    """Frames count on over all episodes; these are 1 to 12 steps long."""
+class CountingEnv(gym.Env[Frame, np.int64]):
+    """Frames show a count that continues over all episodes, which are 1 to 12 steps long. The action is the reward."""
 
     observation_space = gym.spaces.Box(0, 255, SHAPE, np.uint8)
     action_space = gym.spaces.Discrete(3)
     count = 0
 
-    def _frame(self) -> np.ndarray:
-        self.count += 1
-        return np.full(SHAPE, self.count, np.uint8)
-
-    def reset(self, *, seed=None, options=None):
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Frame, dict[str, Any]]:
         super().reset(seed=seed)
         self.left = int(self.np_random.integers(1, 13))
         return self._frame(), {}
 
-    def step(self, action):
+    def step(self, action: np.int64) -> tuple[Frame, float, bool, bool, dict[str, Any]]:
         self.left -= 1
         return self._frame(), float(action), self.left == 0, False, {}
 
+    def _frame(self) -> Frame:
+        self.count += 1
+        return np.full(SHAPE, self.count % 256, np.uint8)
+
+
+class RecorderMemory(NamedTuple):
+    """Steps since the policy took over, plus 1; 0 in episodes that began later. One number for each environment."""
+
+    age: Tensor
+
 
 class Recorder:
-    """A policy that keeps what it is shown."""
+    """A policy that records what it is given, and takes actions 0, 1 and 2 in turn."""
 
     burn_in, device = 5, torch.device("cpu")
 
     def __init__(self) -> None:
-        self.network = type("Network", (), {"burn_in": self._burn_in})
+        self.observed: SegmentBatch
+        self.shown: list[list[int]] = []
+        self.ages: list[list[int]] = []
+        self.actions: list[list[int]] = []
 
-    def _burn_in(self, frames, valid):
-        self.warmed = (255 * frames[:, :, 0, 0, 0]).round().int(), valid
-        self.states = []
-        return torch.ones(1, len(frames), 2), torch.ones(1, len(frames), 2)
+    def initial_memory(self, batch: int) -> RecorderMemory:
+        """See `Policy.initial_memory`."""
+        return RecorderMemory(torch.zeros(batch, dtype=torch.int64))
 
-    def act(self, frames, state):
-        self.shown = (255 * frames[:, 0, 0, 0]).round().int()
-        self.states.append(state[0][0, :, 0].tolist())
-        return torch.zeros(len(frames), dtype=torch.int64), (state[0] + 1, state[1] + 1)
+    def observe(self, segment: SegmentBatch) -> RecorderMemory:
+        """See `Policy.observe`."""
+        self.observed = segment
+        return RecorderMemory(torch.ones(len(segment.mask), dtype=torch.int64))
+
+    def act(self, frames: Tensor, memory: RecorderMemory) -> tuple[Tensor, RecorderMemory]:
+        """See `Policy.act`."""
+        self.shown.append((255 * frames[:, 0, 0, 0]).round().int().tolist())
+        self.ages.append(memory.age.tolist())
+        actions = (torch.arange(len(frames)) + len(self.shown)) % 3
+        self.actions.append(actions.tolist())
+        return actions, RecorderMemory(memory.age + 1)
+
+    def reset_where(self, memory: RecorderMemory, ended: Tensor) -> RecorderMemory:
+        """See `Policy.reset_where`."""
+        return RecorderMemory(torch.where(ended, 0, memory.age))
 
 
 @pytest.fixture
 def collector(tmp_path: Path) -> Collector:
     envs = SyncVectorEnv([CountingEnv] * 3, autoreset_mode=AutoresetMode.SAME_STEP)
-    return Collector(envs, Replay(tmp_path, SHAPE), burn_in=5, seed=0)
+    return Collector(cast(AsyncVectorEnv, envs), Replay(tmp_path, SHAPE), burn_in=5, seed=0)
 
 
-def under_way(reader: ReplayReader, environment: int, now: int) -> list[int]:
-    """The frames, as told by their counts, of the episode that the present frame belongs to."""
-    last = [e for e in range(reader.num_episodes) if reader.environment(e) == environment][-1]
-    steps = reader.read(last, 0, reader.length(last))
-    if steps.terminated[-1]:
-        return []
-    assert now == steps.frames[-1, 0, 0, 0] + 1
-    return steps.frames[:, 0, 0, 0].tolist()
+def episodes_of(collector: Collector, environment: int) -> list[Steps]:
+    """The episodes of an environment in the replay."""
+    reader = ReplayReader(collector.replay.folder, SHAPE)
+    numbers = [e for e in range(reader.num_episodes) if reader.environment(e) == environment]
+    return [reader.read(e, 0, reader.length(e)) for e in numbers]
 
 
-def test_a_policy_is_warmed_on_the_last_frames_of_the_episodes_under_way(collector: Collector) -> None:
-    policy, lengths = Recorder(), set()
+def counts_of(frames: NDArray[np.uint8] | Tensor) -> list[int]:
+    """The counts that frames of shape (T, H, W, 3) show."""
+    return [int(count) for count in frames[:, 0, 0, 0]]
+
+
+def last_unfinished(collector: Collector, environment: int) -> tuple[list[int], list[int]]:
+    """Counts and actions of the episode that the present frame continues; nothing if it is an episode's first."""
+    steps = episodes_of(collector, environment)[-1]
+    return ([], []) if steps.terminated[-1] else (counts_of(steps.frames), steps.actions.tolist())
+
+
+def test_a_policy_observes_the_last_steps_of_unfinished_episodes(collector: Collector) -> None:
+    lengths = set()
     for steps in (1, 1, 2, 3, 1, 4, 9, 1, 1, 2, 7, 1, 3):
         collector.collect(None, steps)
-        reader = ReplayReader(collector.replay.folder, SHAPE)
+        expected = [last_unfinished(collector, i) for i in range(3)]
+        recorder = Recorder()
+        policy: Policy = recorder
         collector.collect(policy, 1)
-        frames, valid = policy.warmed
-        for i in range(3):
-            expected = under_way(reader, i, int(policy.shown[i]))[-5:]
-            lengths.add(len(expected))
-            assert valid[i].tolist() == [False] * (5 - len(expected)) + [True] * len(expected)
-            assert frames[i, 5 - len(expected) :].tolist() == expected
+        observed = recorder.observed
+        assert observed.frames.shape == (3, 5, 3, 8, 8)
+        assert observed.frames.dtype == torch.uint8
+        for i, (counts, actions) in enumerate(expected):
+            length = min(5, len(counts))
+            lengths.add(length)
+            if counts:
+                assert recorder.shown[0][i] == counts[-1] + 1
+            assert observed.mask[i].tolist() == [False] * (5 - length) + [True] * length
+            assert counts_of(observed.frames[i])[5 - length :] == counts[len(counts) - length :]
+            assert observed.actions[i, 5 - length :].tolist() == actions[len(counts) - length :]
+            # The first step is marked only if it is among the last five.
+            assert observed.is_first[i].tolist() == [0 < len(counts) == 5 - t for t in range(5)]
     assert lengths == {0, 1, 2, 3, 4, 5}
 
 
 def test_frames_in_the_replay_are_those_that_were_shown(collector: Collector) -> None:
-    """They are kept by reference: none may be overwritten by a later one. Rewards tell the actions."""
-    episodes = collector.collect(None, 80)
-    reader = ReplayReader(collector.replay.folder, SHAPE)
+    """They are kept by reference, so none may be overwritten by a later one. Rewards show the actions."""
+    finished = collector.collect(None, 80)
+    lengths = []
     for environment in range(3):
-        of_it = [e for e in range(reader.num_episodes) if reader.environment(e) == environment]
-        steps = [reader.read(e, 0, reader.length(e)) for e in of_it]
-        # The frame after an episode's last step is nobody's: the count skips it.
-        counts = [int(c) for episode in steps for c in episode.frames[:, 0, 0, 0]]
-        ends = np.cumsum([0, *(int(t) for episode in steps for t in episode.terminated)])[:-1]
+        episodes = episodes_of(collector, environment)
+        # The frame after an episode's last step is not stored, so the count skips it.
+        counts = [count for steps in episodes for count in counts_of(steps.frames)]
+        ends = np.cumsum([0, *(int(t) for steps in episodes for t in steps.terminated)])[:-1]
         assert counts == [1 + t + end for t, end in enumerate(ends)]
-        assert all((episode.frames == episode.frames[:, :1, :1, :1]).all() for episode in steps)
-        assert all((episode.actions == episode.rewards).all() for episode in steps)
-    ended = [e for e in range(reader.num_episodes) if reader.read(e, 0, reader.length(e)).terminated[-1]]
-    assert sorted(e.length for e in episodes) == sorted(reader.length(e) for e in ended)
+        assert all((steps.frames == steps.frames[:, :1, :1, :1]).all() for steps in episodes)
+        assert all((steps.actions == steps.rewards).all() for steps in episodes)
+        lengths += [len(steps.rewards) for steps in episodes if steps.terminated[-1]]
+    assert sorted(episode.length for episode in finished) == sorted(lengths)
 
 
-def test_a_policy_forgets_when_an_episode_ends(collector: Collector) -> None:
+def test_the_replay_holds_the_frames_and_actions_of_the_policy(collector: Collector) -> None:
     policy = Recorder()
     collector.collect(policy, 30)
-    reader = ReplayReader(collector.replay.folder, SHAPE)
     for environment in range(3):
-        of_it = [e for e in range(reader.num_episodes) if reader.environment(e) == environment]
-        # The first episode begins with the warmed state (1), the others with none (0).
-        expected = [t + (k == 0) for k, e in enumerate(of_it) for t in range(reader.length(e))]
-        assert [state[environment] for state in policy.states] == expected
+        episodes = episodes_of(collector, environment)
+        counts = [count for steps in episodes for count in counts_of(steps.frames)]
+        assert counts == [shown[environment] for shown in policy.shown]
+        actions = [action for steps in episodes for action in steps.actions.tolist()]
+        assert actions == [taken[environment] for taken in policy.actions]
+
+
+def test_memory_is_reset_where_an_episode_ends(collector: Collector) -> None:
+    policy = Recorder()
+    collector.collect(policy, 30)
+    for environment in range(3):
+        # The first episode starts from what was observed (1), the others from nothing (0).
+        lengths = [len(steps.rewards) for steps in episodes_of(collector, environment)]
+        expected = [t + (index == 0) for index, length in enumerate(lengths) for t in range(length)]
+        assert [ages[environment] for ages in policy.ages] == expected
+
+
+def test_epsilon_is_the_probability_of_a_random_action(collector: Collector) -> None:
+    policy = Recorder()
+    collector.collect(policy, 800, epsilon=0.3)
+    taken = [
+        [action for steps in episodes_of(collector, environment) for action in steps.actions.tolist()]
+        for environment in range(3)
+    ]
+    changed = np.array(policy.actions) != np.array(taken).T
+    # A random action is another one in two of three cases. Four standard deviations of a frequency of 2,400.
+    assert changed.mean() == pytest.approx(0.3 * 2 / 3, abs=4 * (0.2 * 0.8 / 2400) ** 0.5)
+
+
+def test_progress_is_reported_and_may_stop_the_collection(collector: Collector) -> None:
+    reports: list[tuple[int, list[EpisodeStats]]] = []
+
+    def progress(frames: int, episodes: list[EpisodeStats]) -> bool:
+        reports.append((frames, episodes))
+        return len(reports) == 20
+
+    finished = collector.collect(None, 50, progress=progress)
+    assert [frames for frames, _ in reports] == [3] * 20
+    assert [episode for _, episodes in reports for episode in episodes] == finished
+    assert len(finished) > 3
+    assert collector.replay.num_frames == 60
+
+
+def test_collected_episodes_can_be_replayed_in_crafter(tmp_path: Path) -> None:
+    """The recorded actions in a new environment give the recorded frames, rewards and ends, without extra steps."""
+    seed, num_envs = 11, 2
+    envs = make_vector_env(CRAFTER, {"length": 180}, num_envs)
+    replay = Replay(tmp_path, (64, 64, 3))
+    collector = Collector(envs, replay, burn_in=5, seed=seed)
+    finished = collector.collect(None, 250) + collector.collect(None, 200)
+    envs.close()
+    reader = ReplayReader(tmp_path, (64, 64, 3))
+    assert replay.num_frames == 450 * num_envs
+    returns, ends = [], []
+    for environment in range(num_envs):
+        env = CrafterEnv(length=180)
+        episodes = [e for e in range(reader.num_episodes) if reader.environment(e) == environment]
+        assert len(episodes) > 2
+        for index, episode in enumerate(episodes):
+            frame, _ = env.reset(seed=seed + environment) if index == 0 else env.reset()
+            steps = reader.read(episode, 0, reader.length(episode))
+            for t, action in enumerate(steps.actions):
+                np.testing.assert_array_equal(frame, steps.frames[t])
+                frame, reward, terminated, truncated, _ = env.step(action)
+                assert (np.float32(reward), terminated, truncated) == (
+                    steps.rewards[t],
+                    steps.terminated[t],
+                    steps.truncated[t],
+                )
+            if terminated or truncated:
+                returns.append(round(float(steps.rewards.astype(np.float64).sum()), 4))
+                ends.append(bool(truncated))
+            else:
+                assert index == len(episodes) - 1
+    assert sorted(returns) == sorted(round(e.return_, 4) for e in finished)
+    assert any(ends)
+    assert not all(ends)
+
+
+def test_every_environment_contributes_the_same_number_of_episodes(tmp_path: Path) -> None:
+    envs = make_vector_env(CRAFTER, {"length": 60}, 3)
+    replay = Replay(tmp_path, (64, 64, 3))
+    episodes = Collector(envs, replay, burn_in=5, seed=0).collect(None, episodes_per_env=2)
+    envs.close()
+    assert len(episodes) == 6
+    reader = ReplayReader(tmp_path, (64, 64, 3))
+    assert sorted(reader.environment(e) for e in range(reader.num_episodes)) == [0, 0, 1, 1, 2, 2]
+    assert all(set(episode.achievements or ()) == set(ACHIEVEMENTS) for episode in episodes)
+    assert sum(episode.length for episode in episodes) == replay.num_frames
+
+
+def test_a_killed_environment_process_raises(tmp_path: Path) -> None:
+    envs = make_vector_env(CRAFTER, {}, 2)
+    replay = Replay(tmp_path, (64, 64, 3))
+    collector = Collector(envs, replay, burn_in=5, seed=0)
+    collector.collect(None, 20)
+    envs.processes[1].kill()
+    with pytest.raises(UserError, match=r"process died.*\{1: -9\}.*resume with --ckpt_path"):
+        collector.collect(None, 20)
+    envs.close(terminate=True)
+    assert replay.num_frames == 40

@@ -1,4 +1,4 @@
-"""What is written to be watched shows what happened."""
+"""Tests of writing episodes as animations."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageSequence
 
-from delta_iris.evaluation.video import MOST_FRAMES, write_gif
+from delta_iris.evaluation.video import MAX_FRAMES, write_gif
 
 
-def test_an_animation_holds_the_frames_enlarged(tmp_path: Path) -> None:
-    # Few colours, which a GIF keeps as they are; not square, and no two frames in a row alike.
+def test_an_animation_holds_the_enlarged_frames(tmp_path: Path) -> None:
+    # Few colours, which a GIF keeps; not square; no two consecutive frames are equal.
     frames = np.zeros((5, 4, 6, 3), np.uint8)
     for t in range(len(frames)):
         frames[t, :, t] = (250, 10 * t, 0)
@@ -22,7 +22,7 @@ def test_an_animation_holds_the_frames_enlarged(tmp_path: Path) -> None:
 
 
 def test_an_animation_ends_after_a_thousand_frames(tmp_path: Path) -> None:
-    frames = (np.arange(MOST_FRAMES + 9) % 2 * 255).astype(np.uint8).reshape(-1, 1, 1, 1).repeat(3, -1)
+    frames = (np.arange(MAX_FRAMES + 9) % 2 * 255).astype(np.uint8).reshape(-1, 1, 1, 1).repeat(3, -1)
     write_gif(tmp_path / "a.gif", frames, height=1)
     with Image.open(tmp_path / "a.gif") as animation:
-        assert animation.n_frames == MOST_FRAMES
+        assert sum(1 for _ in ImageSequence.Iterator(animation)) == MAX_FRAMES

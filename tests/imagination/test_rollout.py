@@ -1,115 +1,153 @@
-"""Imagination: step by step it is the same as the whole window at once."""
+"""Tests of rollouts, in imagined environments and in others."""
 
 from __future__ import annotations
 
+import pytest
 import torch
-from conftest import ACTIONS, FRAMES, make_window
+from torch import Tensor
 
-from delta_iris.data.segment import Window, to_float
-from delta_iris.nn.sampling import sample
-from delta_iris.world_models.tokens.token_world_model import Imagination
-
-
-def start_of(window: Window, length: int) -> Window:
-    return Window(*(field[:, :length] for field in window))
+from delta_iris.actor_critic.module import ActorCritic
+from delta_iris.data.segment import SegmentBatch, to_float
+from delta_iris.imagination.rollout import ImaginedEnv, TensorEnv, rollout
+from delta_iris.world_models.tokens.token_world_model import TokenWorldModel
+from tests.helpers import ACTIONS, CONTEXT, make_cnn_tokenizer, make_segment, make_tokenizer, make_world_model
 
 
-def test_imagined_steps_equal_the_whole_window_forward(tokenizer, world_model) -> None:
-    window = make_window(padded=True)
-    window.valid[1, -2:] = True
-    context, steps = 4, 5
-    imagination = Imagination(tokenizer, world_model, context)
-    imagination.reset(start_of(window, context))
-    generator = torch.Generator().manual_seed(5)
-    actions = torch.randint(0, ACTIONS, (3, steps), generator=generator)
-    tokens = torch.randint(0, tokenizer.codebook_size, (3, steps, 4), generator=generator)
-    frames, rewards = [], []
-    for i in range(steps):
-        frame, reward, _ = imagination.step(actions[:, i], tokens[:, i])
-        frames.append(frame)
-        rewards.append(reward)
-    # The same trajectory as one window: real frames, then the imagined ones; its tokens are those taken.
-    known = tokenizer.encode(*(f[:, :context] for f in (window.frames, window.actions, window.valid)))
-    all_frames = torch.cat([to_float(window.frames[:, :context]), torch.stack(frames, 1)], 1)
-    all_actions = torch.cat([window.actions[:, : context - 1], actions, actions[:, :1]], 1)
-    all_tokens = torch.cat([known, tokens], 1)
-    whole = Window(all_frames, all_actions, window.rewards, window.ends, window.valid)
-    with torch.no_grad():
-        codes = tokenizer.quantizer.lookup(all_tokens)
-        painted = tokenizer.decode(all_frames[:, :-1], all_actions[:, :-1], codes, whole.transitions).clamp(0, 1)
-        predicted = world_model.rewards.mean(world_model.predict(whole, all_tokens).rewards)
-    # float32 sums in another order, around one.
-    torch.testing.assert_close(torch.stack(frames, 1), painted[:, context - 1 :], atol=5e-6, rtol=1e-5)
-    expected = predicted[:, context - 1 : -1]
-    torch.testing.assert_close(torch.stack(rewards, 1), expected, atol=2e-4, rtol=1e-4)
+@pytest.fixture(params=[make_tokenizer, make_cnn_tokenizer], ids=["transformer", "cnn"])
+def model(request: pytest.FixtureRequest) -> TokenWorldModel:
+    return make_world_model(request.param())
 
 
-def test_a_new_start_forgets_what_was_looked_at(tokenizer, world_model) -> None:
-    actions, tokens = torch.zeros(3, dtype=torch.int64), torch.zeros(3, 4, dtype=torch.int64)
+@pytest.fixture
+def start() -> SegmentBatch:
+    """Segments to start from, of which the first begins with padding."""
+    return make_segment(padded=True).slice_time(0, CONTEXT)
+
+
+def test_a_rollout_is_what_the_actor_critic_trains_on(
+    model: TokenWorldModel, actor_critic: ActorCritic, start: SegmentBatch
+) -> None:
+    assert start.mask.shape[1] == actor_critic.burn_in + 1
+    torch.manual_seed(0)
+    imagined = rollout(ImaginedEnv(model), actor_critic, start)
+    assert imagined.inputs.shape == (3, CONTEXT + actor_critic.horizon, *start.frames.shape[2:])
+    torch.testing.assert_close(imagined.inputs[:, :CONTEXT], to_float(start.frames))
+    assert torch.equal(imagined.burn_in_mask, start.mask[:, :-1])
+    assert not imagined.inputs.requires_grad
+    assert 0 <= float(imagined.inputs.min()) <= float(imagined.inputs.max()) <= 1
+    for field in (imagined.actions, imagined.rewards, imagined.terminated):
+        assert field.shape == (3, actor_critic.horizon)
+    assert set(imagined.terminated.unique().tolist()) <= {0, 1}
+    actor_critic.loss(actor_critic.compute_targets(imagined)).loss.backward()
+    assert all(p.grad is None for p in (*model.tokenizer.parameters(), *model.dynamics.parameters()))
+
+
+def test_contents_of_padding_change_nothing(
+    model: TokenWorldModel, actor_critic: ActorCritic, start: SegmentBatch
+) -> None:
+    changed = start._replace(frames=start.frames.clone(), actions=start.actions.clone())
+    changed.frames[~start.mask] = 7
+    changed.actions[~start.mask] = 1
+    rollouts = []
+    for variant in (start, changed):
+        torch.manual_seed(0)
+        rollouts.append(rollout(ImaginedEnv(model), actor_critic, variant))
+    for one, other in zip(rollouts[0][1:], rollouts[1][1:], strict=True):
+        assert torch.equal(one, other)
+    burn_in = actor_critic.burn_in
+    assert torch.equal(rollouts[0].inputs[:, burn_in:], rollouts[1].inputs[:, burn_in:])
+
+
+def test_an_imagined_environment_steps_its_world_model(model: TokenWorldModel, start: SegmentBatch) -> None:
+    env, actions = ImaginedEnv(model), torch.arange(3) % ACTIONS
+    inputs = env.reset(start)
+    state, expected_inputs = model.observe(model.initial_state(3), start)
+    assert torch.equal(inputs, expected_inputs)
+    torch.manual_seed(0)
+    current, reward, end = env.step(actions)
+    torch.manual_seed(0)
+    state, prediction = model.step(state, actions)
+    assert torch.equal(current, model.actor_input(state))
+    assert torch.equal(env.render(), model.decode(state))
+    assert torch.equal(reward, prediction.reward)
+    assert (end.dtype, end.shape) == (torch.int64, (3,))
+
+
+def test_ends_are_sampled_from_their_logits(start: SegmentBatch) -> None:
+    model = make_world_model()
+    last = model.dynamics.network.end_head[-1]
+    assert isinstance(last, torch.nn.Linear)
+    for logits, expected in ((torch.tensor([99.0, -99.0]), 0), (torch.tensor([-99.0, 99.0]), 1)):
+        with torch.no_grad():
+            last.bias.copy_(logits)
+        env = ImaginedEnv(model)
+        env.reset(start)
+        assert env.step(torch.zeros(3, dtype=torch.int64))[2].tolist() == [expected] * 3
+
+
+def test_a_reset_forgets_what_was_prefetched(model: TokenWorldModel, start: SegmentBatch) -> None:
     frames = []
-    for looked in (False, True):
-        imagination = Imagination(tokenizer, world_model, 4)
-        if looked:
-            imagination.reset(start_of(make_window(seed=1), 4))
-            imagination.look()
-        imagination.reset(start_of(make_window(), 4))
-        frames.append(imagination.step(actions, tokens)[0])
+    for prefetched in (False, True):
+        env = ImaginedEnv(model)
+        if prefetched:
+            env.reset(make_segment(seed=1).slice_time(0, CONTEXT))
+            env.prefetch()
+        env.reset(start)
+        torch.manual_seed(0)
+        frames.append(env.step(torch.zeros(3, dtype=torch.int64))[0])
     assert torch.equal(*frames)
 
 
-def test_imagination_goes_on_beyond_the_window(tokenizer, world_model) -> None:
-    window = make_window()
-    context = 4
-    imagination = Imagination(tokenizer, world_model, context)
-    imagination.reset(start_of(window, context))
+class ScriptedEnv:
+    """Random vectors as observations; an action's reward is its number; the fourth step is an end."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.num_steps = 0
+        self.inputs = torch.randn(3, CONTEXT + 5, 7, generator=torch.Generator().manual_seed(0))
+
+    def reset(self, segment: SegmentBatch) -> Tensor:
+        """See `TensorEnv.reset`."""
+        self.calls.append("reset")
+        return self.inputs[:, : segment.mask.shape[1]]
+
+    def prefetch(self) -> None:
+        """See `TensorEnv.prefetch`."""
+        self.calls.append("prefetch")
+
+    def step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `TensorEnv.step`."""
+        self.calls.append("step")
+        self.num_steps += 1
+        end = torch.full_like(action, int(self.num_steps == 4))
+        return self.inputs[:, CONTEXT - 1 + self.num_steps], action.float(), end
+
+
+def test_a_rollout_records_any_environment_step_by_step(start: SegmentBatch) -> None:
     torch.manual_seed(0)
-    history = [to_float(window.frames[:, t]) for t in range(context)]
-    actions = [window.actions[:, t] for t in range(context - 1)]
-    for _ in range(3 * FRAMES):
-        actions.append(torch.randint(0, ACTIONS, (3,)))
-        frame, reward, end = imagination.step(actions[-1])
-        assert frame.shape == history[0].shape
-        assert torch.isfinite(reward).all()
-        assert set(end.unique().tolist()) <= {0, 1}
-        history.append(frame)
-    # Since the caches last began anew, everything follows from the frames, actions and tokens it remembers.
-    kept = len(imagination._frames)
-    assert context <= kept <= FRAMES
-    torch.testing.assert_close(torch.stack(imagination._frames), torch.stack(history[-kept:]))
-    assert torch.equal(torch.stack(imagination._actions), torch.stack(actions[1 - kept :]))
+    actor_critic = ActorCritic((7,), ACTIONS, lstm_size=16, burn_in=CONTEXT - 1, horizon=5)
+    scripted = ScriptedEnv()
+    env: TensorEnv = scripted
+    found = rollout(env, actor_critic, start)
+    assert scripted.calls == ["reset", *["prefetch", "step"] * 5]
+    assert torch.equal(found.inputs, scripted.inputs)
+    assert torch.equal(found.burn_in_mask, start.mask[:, :-1])
+    assert torch.equal(found.rewards, found.actions.float())
+    assert found.terminated.tolist() == [[0, 0, 0, 1, 0]] * 3
+    assert len(found.actions.unique()) > 1
 
 
-def test_a_rollout_is_what_the_agent_trains_on(tokenizer, world_model, agent) -> None:
-    window = start_of(make_window(padded=True), agent.burn_in + 1)
+def test_a_rollout_acts_with_a_memory_that_was_burned_in(start: SegmentBatch) -> None:
     torch.manual_seed(0)
-    imagined = Imagination(tokenizer, world_model, agent.burn_in + 1).rollout(agent, window)
-    assert imagined.frames.shape == (3, agent.burn_in + agent.horizon + 1, *window.frames.shape[2:])
-    torch.testing.assert_close(imagined.frames[:, : agent.burn_in + 1], to_float(window.frames))
-    assert not imagined.frames.requires_grad
-    assert 0 <= imagined.frames.min() <= imagined.frames.max() <= 1
-    losses = agent.training_step(agent.appraise(imagined))
-    losses["loss"].backward()
-    assert all(p.grad is None for p in (*tokenizer.parameters(), *world_model.parameters()))
-
-
-def test_what_padding_holds_does_not_matter(tokenizer, world_model, agent) -> None:
-    window = start_of(make_window(padded=True), agent.burn_in + 1)
-    changed = window._replace(frames=window.frames.clone(), actions=window.actions.clone())
-    changed.frames[~window.valid] = 7
-    changed.actions[~window.valid] = 1
-    rollouts = []
-    for variant in (window, changed):
-        torch.manual_seed(0)
-        rollouts.append(Imagination(tokenizer, world_model, agent.burn_in + 1).rollout(agent, variant))
-    for a, b in zip(rollouts[0][1:], rollouts[1][1:], strict=True):
-        assert torch.equal(a, b)
-    assert torch.equal(rollouts[0].frames[:, agent.burn_in :], rollouts[1].frames[:, agent.burn_in :])
-
-
-def test_samples_follow_their_logits() -> None:
-    torch.manual_seed(0)
-    logits = torch.tensor([0.0, 1.0, -1.0, 2.0])
-    draws = sample(logits.expand(40_000, 4))
-    frequencies = draws.bincount(minlength=4) / len(draws)
-    # Four standard deviations of a frequency of 40,000 draws.
-    torch.testing.assert_close(frequencies, logits.softmax(0), atol=4 * 0.5 / 200, rtol=0)
+    actor_critic = ActorCritic((7,), ACTIONS, lstm_size=16, burn_in=CONTEXT - 1, horizon=5)
+    network = actor_critic.network
+    # An LSTM that depends on its memory, and logits so large that the most likely action is sampled.
+    for parameter in network.lstm.parameters():
+        torch.nn.init.normal_(parameter)
+    torch.nn.init.normal_(network.actor.weight, std=1e4)
+    found = rollout(ScriptedEnv(), actor_critic, start)
+    assert len(found.actions.unique()) > 1
+    burn_in, acted_on = found.inputs[:, : CONTEXT - 1], found.inputs[:, CONTEXT - 1 : -1]
+    logits, _, _ = network(acted_on, network.burn_in(burn_in, found.burn_in_mask))
+    assert torch.equal(found.actions, logits.argmax(-1))
+    assert not torch.equal(found.actions, network(acted_on, network.initial_memory(3))[0].argmax(-1))

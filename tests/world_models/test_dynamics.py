@@ -1,28 +1,30 @@
-"""The dynamics: causality token by token, padding, caches, losses."""
+"""Tests of the token dynamics: causality token by token, padding, caches, losses."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from conftest import ACTIONS, CODES, FRAMES, make_window, make_world_model, scramble
+from torch import Tensor
 from torch.nn import functional as F
 
 from delta_iris.data.segment import to_float
-from delta_iris.errors import UserError
-from delta_iris.nn.transformer import Transformer
+from delta_iris.nn.transformer import TransformerConfig
+from delta_iris.world_models.tokens.dynamics import TokenDynamics
+from tests.helpers import ACTIONS, CODES, FRAMES, SIZE, SMALL_CNN, make_dynamics, make_segment, scramble
 
 
-def random_tokens(batch: int = 3, seed: int = 0) -> torch.Tensor:
+def random_tokens(batch: int = 3, seed: int = 0) -> Tensor:
+    """Tokens for the transitions of `make_segment(batch)`."""
     return torch.randint(0, CODES, (batch, FRAMES - 1, 4), generator=torch.Generator().manual_seed(seed))
 
 
-def test_the_future_never_changes_what_is_earlier(world_model) -> None:
-    window, tokens, t = make_window(), random_tokens(), 4
-    changed = scramble(window, (torch.arange(FRAMES) > t).expand(3, FRAMES))
+def test_later_steps_do_not_change_earlier_predictions(dynamics: TokenDynamics) -> None:
+    segment, tokens, t = make_segment(), random_tokens(), 4
+    changed = scramble(segment, (torch.arange(FRAMES) > t).expand(3, FRAMES))
     other = tokens.clone()
     other[:, t:] = (other[:, t:] + 1) % CODES
     with torch.no_grad():
-        before, after = world_model.predict(window, tokens), world_model.predict(changed, other)
+        before, after = dynamics.predict(segment, tokens), dynamics.predict(changed, other)
     assert torch.equal(before.rewards[:, : t + 1], after.rewards[:, : t + 1])
     assert torch.equal(before.ends[:, : t + 1], after.ends[:, : t + 1])
     assert torch.equal(before.tokens[:, :t], after.tokens[:, :t])
@@ -31,128 +33,128 @@ def test_the_future_never_changes_what_is_earlier(world_model) -> None:
 
 
 @pytest.mark.parametrize("k", [0, 1, 2, 3])
-def test_a_token_changes_only_later_tokens_of_its_block(world_model, k: int) -> None:
-    window, tokens, t = make_window(), random_tokens(), 3
+def test_a_token_changes_only_later_tokens_of_its_block(dynamics: TokenDynamics, k: int) -> None:
+    segment, tokens, t = make_segment(), random_tokens(), 3
     other = tokens.clone()
     other[:, t, k] = (other[:, t, k] + 1) % CODES
     with torch.no_grad():
-        before, after = world_model.predict(window, tokens), world_model.predict(window, other)
+        before, after = dynamics.predict(segment, tokens), dynamics.predict(segment, other)
     assert torch.equal(before.tokens[:, t, : k + 1], after.tokens[:, t, : k + 1])
     if k < 3:
         assert not torch.equal(before.tokens[:, t, k + 1], after.tokens[:, t, k + 1])
     assert not torch.equal(before.rewards[:, t + 1], after.rewards[:, t + 1])
 
 
-def test_reward_and_end_see_the_frame_and_the_action(world_model) -> None:
-    window, tokens, t = make_window(), random_tokens(), 5
-    for field in ("frames", "actions"):
-        changed = window._replace(**{field: getattr(window, field).clone()})
-        getattr(changed, field)[:, t] = (getattr(window, field)[:, t] + 1) % ACTIONS
-        with torch.no_grad():
-            before, after = world_model.predict(window, tokens), world_model.predict(changed, tokens)
-        assert not torch.equal(before.rewards[:, t], after.rewards[:, t])
-        assert not torch.equal(before.ends[:, t], after.ends[:, t])
-
-
-def test_padding_never_leaks(world_model) -> None:
-    window, tokens = make_window(padded=True), random_tokens()
-    changed = scramble(window, ~window.valid)
-    other = torch.where(window.transitions.unsqueeze(-1), tokens, (tokens + 1) % CODES)
+@pytest.mark.parametrize("field", ["frames", "actions"])
+def test_reward_and_end_depend_on_the_frame_and_the_action(dynamics: TokenDynamics, field: str) -> None:
+    segment, tokens, t = make_segment(), random_tokens(), 5
+    changed = segment._replace(**{field: getattr(segment, field).clone()})
+    getattr(changed, field)[:, t] = (getattr(segment, field)[:, t] + 1) % ACTIONS
     with torch.no_grad():
-        before, after = world_model.predict(window, tokens), world_model.predict(changed, other)
-        losses, again = world_model.losses(window, tokens), world_model.losses(changed, other)
-    assert torch.equal(before.rewards[window.valid], after.rewards[window.valid])
-    assert torch.equal(before.tokens[:, :-1][window.transitions], after.tokens[:, :-1][window.transitions])
-    assert not torch.equal(before.rewards[~window.valid], after.rewards[~window.valid])
-    assert all(torch.equal(losses[name], again[name]) for name in losses)
+        before, after = dynamics.predict(segment, tokens), dynamics.predict(changed, tokens)
+    assert not torch.equal(before.rewards[:, t], after.rewards[:, t])
+    assert not torch.equal(before.ends[:, t], after.ends[:, t])
 
 
-def test_losses_count_every_real_target_once(world_model) -> None:
-    window, tokens = make_window(padded=True), random_tokens()
+def test_padding_changes_no_result(dynamics: TokenDynamics) -> None:
+    segment, tokens = make_segment(padded=True), random_tokens()
+    changed, real = scramble(segment, ~segment.mask), segment.transition_mask
+    other = torch.where(real.unsqueeze(-1), tokens, (tokens + 1) % CODES)
     with torch.no_grad():
-        predictions, losses = world_model.predict(window, tokens), world_model.losses(window, tokens)
+        before, after = dynamics.predict(segment, tokens), dynamics.predict(changed, other)
+        losses, changed_losses = dynamics.loss((segment, tokens)).to_dict(), dynamics.loss((changed, other)).to_dict()
+    assert torch.equal(before.rewards[segment.mask], after.rewards[segment.mask])
+    assert torch.equal(before.tokens[:, :-1][real], after.tokens[:, :-1][real])
+    assert not torch.equal(before.rewards[~segment.mask], after.rewards[~segment.mask])
+    assert all(torch.equal(losses[name], changed_losses[name]) for name in losses)
+
+
+def test_losses_average_over_every_real_target(dynamics: TokenDynamics) -> None:
+    segment, tokens = make_segment(padded=True), random_tokens()
+    with torch.no_grad():
+        predictions, output = dynamics.predict(segment, tokens), dynamics.loss((segment, tokens))
     token_losses, reward_losses, end_losses = [], [], []
     for b in range(3):
         for t in range(FRAMES):
-            if not window.valid[b, t]:
+            if not segment.mask[b, t]:
                 continue
-            target = world_model.rewards.two_hot(window.rewards[b, t])
+            target = dynamics.reward_codec.two_hot(segment.rewards[b, t])
             reward_losses.append(F.cross_entropy(predictions.rewards[b, t], target))
-            end_losses.append(F.cross_entropy(predictions.ends[b, t], window.ends[b, t]))
-            if t + 1 < FRAMES and window.valid[b, t + 1]:
+            end_losses.append(F.cross_entropy(predictions.ends[b, t], segment.terminated[b, t]))
+            if t + 1 < FRAMES and segment.mask[b, t + 1]:
                 token_losses += [F.cross_entropy(predictions.tokens[b, t, k], tokens[b, t, k]) for k in range(4)]
     assert len(token_losses) == 4 * (5 + 6 + 8)
     assert len(reward_losses) == 6 + 7 + 9
-    for name, terms in (("token_loss", token_losses), ("reward_loss", reward_losses), ("end_loss", end_losses)):
-        torch.testing.assert_close(losses[name], torch.stack(terms).mean(), rtol=1e-5, atol=1e-6)
+    terms = {"token_loss": token_losses, "reward_loss": reward_losses, "end_loss": end_losses}
+    for name, values in terms.items():
+        torch.testing.assert_close(output.metrics[name], torch.stack(values).mean(), rtol=1e-5, atol=1e-6)
+    total = torch.stack([torch.stack(values).mean() for values in terms.values()]).sum()
+    torch.testing.assert_close(output.loss, total, rtol=1e-5, atol=1e-6)
+
+
+def test_losses_of_parts_add_up_to_that_of_the_batch(dynamics: TokenDynamics) -> None:
+    segment, tokens = make_segment(padded=True), random_tokens()
+    with torch.no_grad():
+        whole = dynamics.loss((segment, tokens))
+        rows = slice(0, 1), slice(1, 3)
+        parts = [dynamics.loss((segment.select(part), tokens[part]), (segment, tokens)) for part in rows]
+    torch.testing.assert_close(parts[0].loss + parts[1].loss, whole.loss, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("known", [0, 1, 4])
-def test_stepping_with_a_cache_equals_the_whole_window(world_model, known: int) -> None:
-    window, tokens = make_window(padded=known > 3), random_tokens()
-    window.valid[1, -2:] = True
-    frames, dynamics = to_float(window.frames), world_model.dynamics
+def test_stepping_with_a_cache_equals_the_whole_segment(dynamics: TokenDynamics, known: int) -> None:
+    segment, tokens = make_segment(padded=known > 3), random_tokens()
+    segment.mask[1, -2:] = True
+    frames, actions, network = to_float(segment.frames), segment.actions, dynamics.network
     with torch.no_grad():
-        whole = world_model.predict(window, tokens)
-        cache = dynamics.start(frames[:, :known], window.actions[:, :known], tokens[:, :known], window.valid[:, :known])
+        whole = dynamics.predict(segment, tokens)
+        cache = network.prefill(frames[:, :known], actions[:, :known], tokens[:, :known], segment.mask[:, :known])
         for t in range(known, FRAMES - 1):
-            token_logits, reward, end = dynamics.act(dynamics.look(frames[:, t]), window.actions[:, t], cache)
+            features = network.encode_frame(frames[:, t])
+            token_logits, reward, end = network.predict_first_token(features, actions[:, t], cache)
             logits = [token_logits]
             for k in range(3):
-                logits.append(dynamics.next_token(tokens[:, t, k], cache))
-            dynamics.finish(tokens[:, t, 3], cache)
+                logits.append(network.predict_next_token(tokens[:, t, k], cache))
+            network.end_block(tokens[:, t, 3], cache)
             # float32 sums in another order: a few units of the last place of logits around one.
-            close = {"atol": 5e-6, "rtol": 1e-5}
-            torch.testing.assert_close(torch.stack(logits, 1), whole.tokens[:, t], **close)
-            torch.testing.assert_close(reward, whole.rewards[:, t], **close)
-            torch.testing.assert_close(end, whole.ends[:, t], **close)
+            torch.testing.assert_close(torch.stack(logits, 1), whole.tokens[:, t], atol=5e-6, rtol=1e-5)
+            torch.testing.assert_close(reward, whole.rewards[:, t], atol=5e-6, rtol=1e-5)
+            torch.testing.assert_close(end, whole.ends[:, t], atol=5e-6, rtol=1e-5)
 
 
 def test_untrained_rewards_are_zero() -> None:
-    from conftest import SIZE, SMALL_CNN
+    transformer = TransformerConfig(dim=16, layers=1, heads=2)
+    dynamics = TokenDynamics(SIZE, ACTIONS, FRAMES, 4, CODES, transformer, SMALL_CNN)
+    predictions = dynamics.predict(make_segment(), random_tokens())
+    torch.testing.assert_close(
+        dynamics.reward_codec.mean(predictions.rewards), torch.zeros(3, FRAMES), atol=1e-5, rtol=0
+    )
 
-    from delta_iris.world_models.tokens.dynamics import WorldModel
 
-    model = WorldModel(SIZE, ACTIONS, FRAMES, 4, CODES, dim=16, layers=1, heads=2, **SMALL_CNN)
-    predictions = model.predict(make_window(), random_tokens())
-    torch.testing.assert_close(model.rewards.mean(predictions.rewards), torch.zeros(3, FRAMES), atol=1e-5, rtol=0)
-
-
-def test_dropout_is_for_training_on_windows_alone() -> None:
-    plain, model = make_world_model(), make_world_model(dropout=0.5)
-    model.load_state_dict(plain.state_dict())
-    window, tokens, dynamics = make_window(), random_tokens(), model.dynamics
-    frames = to_float(window.frames)
+def test_dropout_applies_only_in_training_on_segments() -> None:
+    plain = make_dynamics()
+    dropping = make_dynamics(transformer=TransformerConfig(dim=16, layers=2, heads=2, dropout=0.5))
+    dropping.load_state_dict(plain.state_dict())
+    segment, tokens, network = make_segment(), random_tokens(), dropping.network
+    frames, actions = to_float(segment.frames), segment.actions
     with torch.no_grad():
-        whole = plain.predict(window, tokens)
-        one, other = model.predict(window, tokens), model.predict(window, tokens)
+        whole = plain.predict(segment, tokens)
+        one, other = dropping.predict(segment, tokens), dropping.predict(segment, tokens)
         assert not torch.equal(one.tokens, other.tokens)
-        assert not torch.equal(model.eval().predict(window, tokens).tokens, one.tokens)
-        assert torch.equal(model.predict(window, tokens).tokens, whole.tokens)
-        # Imagination steps models that are in training mode: what it draws on is the whole model all the same.
-        model.train()
-        cache = dynamics.start(frames[:, :4], window.actions[:, :4], tokens[:, :4], window.valid[:, :4])
-        logits, reward, _ = dynamics.act(dynamics.look(frames[:, 4]), window.actions[:, 4], cache)
+        dropping.eval()
+        assert not torch.equal(dropping.predict(segment, tokens).tokens, one.tokens)
+        assert torch.equal(dropping.predict(segment, tokens).tokens, whole.tokens)
+        # Imagination steps modules that are in training mode, without dropout.
+        dropping.train()
+        cache = network.prefill(frames[:, :4], actions[:, :4], tokens[:, :4], segment.mask[:, :4])
+        logits, reward, _ = network.predict_first_token(network.encode_frame(frames[:, 4]), actions[:, 4], cache)
     torch.testing.assert_close(logits, whole.tokens[:, 4, 0], atol=5e-6, rtol=1e-5)
     torch.testing.assert_close(reward, whole.rewards[:, 4], atol=5e-6, rtol=1e-5)
 
 
-def test_dropout_leaves_a_branch_as_it_is_on_average() -> None:
-    """Of one layer, whose MLP is silenced: 4,000 draws of what attention adds, each of 0 or twice itself."""
-    torch.manual_seed(0)
-    layer = Transformer(8, 1, 2, dropout=0.5).layers[0]
-    x, attended = torch.randn(1, 3, 8), torch.randn(1, 3, 2, 4)
-    with torch.no_grad():
-        layer.mlp[-1].weight.zero_()
-        added = layer.after(x, attended) - x
-        draws = torch.stack([layer.after(x, attended, drop=True) - x for _ in range(4000)])
-    kept = draws / added
-    assert set(kept.round(decimals=2).unique().tolist()) == {0.0, 2.0}
-    # The mean of 4,000 is off by 1/√4000 = 0.016; of 24 numbers none by five times that.
-    torch.testing.assert_close(kept.mean(0), torch.ones_like(added), atol=0.08, rtol=0)
-
-
-@pytest.mark.parametrize("dropout", [-0.1, 1.0])
-def test_dropout_that_is_no_share_is_refused(dropout: float) -> None:
-    with pytest.raises(UserError, match=r"model\.world_model\.init_args\.dropout"):
-        make_world_model(dropout=dropout)
+@pytest.mark.parametrize(
+    ("dim", "heads", "dropout", "named"), [(16, 3, 0.0, "dim"), (16, 2, -0.1, "dropout"), (16, 2, 1.0, "dropout")]
+)
+def test_invalid_arguments_raise(dim: int, heads: int, dropout: float, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        make_dynamics(transformer=TransformerConfig(dim, 2, heads, dropout))
