@@ -6,17 +6,23 @@ import hashlib
 import json
 import pickle
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from jsonargparse import ArgumentParser
+from numpy.typing import NDArray
 from torch import Tensor
 
+from delta_iris.data.segment import to_float
 from delta_iris.errors import UserError
 from delta_iris.legacy import is_legacy_configuration, upgrade_configuration, upgrade_weights
-from delta_iris.training.checkpoint import load_checkpoint, run_folder
+from delta_iris.training.checkpoint import check_weights, load_checkpoint, run_folder
+from delta_iris.training.learner import Learner
 
-__all__ = ["export_agent", "is_exported", "load_exported"]
+__all__ = ["Agent", "export_agent", "is_exported", "load_exported", "load_pretrained"]
 
 PART_BYTES = 15_000_000
 ABOUT = "about.json"
@@ -103,3 +109,73 @@ def load_exported(folder: Path) -> dict[str, Any]:
     weights = {name: value.float() if value.dtype == torch.bfloat16 else value for name, value in weights.items()}
     target = {name.replace(NETWORK, TARGET, 1): value for name, value in weights.items() if name.startswith(NETWORK)}
     return {"state_dict": weights | target, "configuration": configuration, "frames_collected": frames}
+
+
+class Agent:
+    """A trained agent that acts.
+
+    Args:
+        system: the trained system.
+        frames_trained_on: frames of experience that it has learned from.
+
+    Attributes:
+        system: its modules, such as `system.tokenizer` and `system.actor_critic`.
+        world_model: what it imagines with; None if it is model-free.
+    """
+
+    def __init__(self, system: Learner, frames_trained_on: int) -> None:
+        self.system, self.frames_trained_on = system.eval(), frames_trained_on
+        self.world_model = system.world_model
+        self._policy = system.make_policy()
+        self._memory: Any = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the episode. Call it before each episode's first frame."""
+        self._memory = self._policy.initial_memory(1)
+
+    @torch.no_grad()
+    def act(self, frame: NDArray[np.uint8]) -> int:
+        """Sample an action.
+
+        Args:
+            frame: (H, W, 3) uint8, the next frame of the episode.
+        """
+        tensor = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1).unsqueeze(0)
+        action, self._memory = self._policy.act(to_float(tensor.to(self._policy.device)), self._memory)
+        return int(action)
+
+
+def load_pretrained(folder: Path | str, packages: tuple[str, ...] = ("delta_iris",)) -> Agent:
+    """Load an exported agent.
+
+    Args:
+        folder: that `export_agent` made.
+        packages: whose classes the configuration may name; nothing else is imported.
+
+    Raises:
+        UserError: if something is missing or damaged, or the configuration names a class of another package.
+    """
+    folder = Path(folder)
+    content = load_exported(folder)
+    configuration = content["configuration"]
+    for class_path in _class_paths(configuration):
+        if class_path.partition(".")[0] not in packages:
+            raise UserError(f"{folder} names the class {class_path}: add its package to `packages` if you trust it")
+    model, data = configuration["model"], configuration["data"]
+    sizes = {key: data[key] for key in ("frame_size", "num_actions")}
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Learner, "model")
+    parsed = parser.parse_object({"model": model | {"init_args": model["init_args"] | sizes}})
+    system: Learner = parser.instantiate_classes(parsed).model
+    check_weights(content, system.state_dict(), configuration, folder)
+    system.load_state_dict(content["state_dict"])
+    return Agent(system, content["frames_collected"])
+
+
+def _class_paths(content: Any) -> Iterator[str]:
+    if isinstance(content, dict):
+        if isinstance(content.get("class_path"), str):
+            yield content["class_path"]
+        for value in content.values():
+            yield from _class_paths(value)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 __all__ = ["SegmentBatch", "SegmentIndex", "to_float"]
@@ -35,6 +37,24 @@ class SegmentBatch(NamedTuple):
     terminated: Tensor
     mask: Tensor
     is_first: Tensor
+
+    @staticmethod
+    def from_numpy(frames: NDArray[np.uint8], actions: NDArray[np.int64] | list[int]) -> SegmentBatch:
+        """Make one segment, B = 1, of real steps without rewards.
+
+        Args:
+            frames: (T, H, W, 3) uint8.
+            actions: (T,) the actions chosen at these frames.
+        """
+        length = len(frames)
+        return SegmentBatch(
+            torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).unsqueeze(0),
+            torch.as_tensor(actions, dtype=torch.int64).view(1, length),
+            torch.zeros(1, length),
+            torch.zeros(1, length, dtype=torch.int64),
+            torch.ones(1, length, dtype=torch.bool),
+            torch.zeros(1, length, dtype=torch.bool),
+        )
 
     @property
     def transition_mask(self) -> Tensor:
