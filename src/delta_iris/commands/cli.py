@@ -124,6 +124,9 @@ class DeltaIrisCLI(LightningCLI):
             checkpoint = config.ckpt_path = None
         elif checkpoint is not None:
             self._checkpoint = load_checkpoint(Path(checkpoint))
+        if trainer.accelerator == "auto" and not torch.cuda.is_available():
+            # Apple's MPS is neither tested nor faster here; it is used only if it is asked for.
+            trainer.accelerator = "cpu"
         if trainer.strategy == "auto" and trainer.devices not in ("auto", 1, "1"):
             trainer.strategy = "delta_ddp"
         if str(trainer.strategy).startswith("ddp"):

@@ -8,10 +8,26 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["write_gif"]
+__all__ = ["compare_frames", "write_gif"]
 
 FRAME_MILLISECONDS = 100
 MAX_FRAMES = 1000
+
+
+def compare_frames(real: NDArray[np.uint8], predicted: NDArray[np.uint8], gap: int = 1) -> NDArray[np.uint8]:
+    """Place episodes side by side, the real ones above the predicted ones.
+
+    Args:
+        real: (N, T, H, W, 3).
+        predicted: (N, T, H, W, 3).
+        gap: pixels between the pictures.
+
+    Returns:
+        (T, 2 · H + gap, N · (W + gap) − gap, 3).
+    """
+    columns = np.pad(np.stack([real, predicted]), ((0, 0), (0, 0), (0, 0), (0, gap), (0, gap), (0, 0)))
+    rows = np.concatenate(list(columns.transpose(1, 2, 0, 3, 4, 5)), axis=3)
+    return np.concatenate([rows[:, 0], rows[:, 1]], axis=1)[:, :-gap, :-gap]
 
 
 def write_gif(path: Path, frames: NDArray[np.uint8], height: int = 256) -> None:

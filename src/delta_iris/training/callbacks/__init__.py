@@ -1,6 +1,7 @@
 """What people watch while it runs, and afterwards."""
 
 from delta_iris.training.callbacks.episodes import EpisodeStatistics
+from delta_iris.training.callbacks.final_report import FinalReport
 from delta_iris.training.callbacks.images import ImageLogger
 from delta_iris.training.callbacks.phases import CollectionResult, PhaseCallback, PhaseResult
 from delta_iris.training.callbacks.progress import PhaseProgress
@@ -10,6 +11,7 @@ from delta_iris.training.callbacks.throughput import Throughput
 __all__ = [
     "CollectionResult",
     "EpisodeStatistics",
+    "FinalReport",
     "ImageLogger",
     "PhaseCallback",
     "PhaseProgress",
