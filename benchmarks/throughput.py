@@ -1,13 +1,13 @@
-"""How fast does a configuration train, phase by phase, and how near to the GPU's limits?
+"""How fast does a configuration train, phase by phase, and how close is it to the GPU's limits?
 
     python benchmarks/throughput.py --config configs/crafter.yaml
-    python benchmarks/throughput.py --config configs/crafter.yaml --memory_gib 12 --loop.tokenizer.micro_batch_size 16
+    python benchmarks/throughput.py --config configs/crafter.yaml --memory_gib 12 --model.schedule.tokenizer.micro_batch_size 16
 
 Runs `delta-iris fit` on real Crafter frames: a first epoch to compile and capture, a second that is measured. In each
 phase half of the steps are timed one by one, the device synchronized after each (`step_ms`, the median), and half as
-they run in training (`free_ms`, their mean: what an epoch takes); a few more are profiled, for the share of the time in
-which the GPU computes. FLOPs are counted on the plain step, attention in full, masked or not. Further arguments go to
-`delta-iris fit`. Prints a JSON line a phase, then a table.
+they run in training (`free_ms`, their mean, which an epoch is made of); a few more are profiled, to measure the share of
+the time in which the GPU computes. FLOPs are counted on the eager step, with attention in full, masked or not. Further
+arguments go to `delta-iris fit`. Prints a JSON line for each phase, then a table.
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ from typing import Any
 
 import lightning as L
 import torch
-import yaml
 from torch.utils.flop_counter import FlopCounterMode
+
+from building import build_system
 
 from delta_iris.commands.cli import DeltaIrisCLI
 from delta_iris.errors import UserError
-from delta_iris.training.callbacks import PhaseCallback, Rollout
-from delta_iris.training.schedule import PHASES
+from delta_iris.commands.config_files import prepare_arguments
+from delta_iris.training.callbacks import CollectionResult, PhaseCallback, PhaseResult
+from delta_iris.training.learner import Learner
+from delta_iris.training.phase import COLLECT, Activity
 
 WARM_UP, PROFILED = 10, 10
 
@@ -53,31 +56,36 @@ class Clock(PhaseCallback):
 
     def __init__(self, steps: int, flops: bool) -> None:
         self.steps, self.count_flops = steps, flops
-        self.results: dict[str, dict[str, Any]] = {phase: {} for phase in PHASES}
-        self.collect: dict[str, float] = {}
+        self.results: dict[str, dict[str, Any]] = {}
+        self.collection: CollectionResult | None = None
         self.reserved = 0.0
         self._ends: list[float] = []
         self._profiler: torch.profiler.profile | None = None
 
-    def on_phase_start(self, trainer: L.Trainer, module: Any, phase: str, total: int, done: int) -> None:
+    def on_phase_start(self, trainer: L.Trainer, module: Any, activity: Activity, total: int, done: int) -> None:
         self._ends = []
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
 
-    def on_phase_end(self, trainer: L.Trainer, module: Any, phase: str, outcome: Any) -> None:
-        if isinstance(outcome, Rollout):
-            self.collect = {"frames": outcome.frames, "seconds": outcome.seconds}
+    def on_phase_end(
+        self, trainer: L.Trainer, module: Any, activity: Activity, result: CollectionResult | PhaseResult
+    ) -> None:
+        if isinstance(result, CollectionResult):
+            if activity is COLLECT:
+                self.collection = result
         elif torch.cuda.is_available():
             self.reserved = max(self.reserved, torch.cuda.max_memory_reserved() / 2**30)
             if trainer.current_epoch == 0:
-                self.results[phase]["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+                self.results[activity.name]["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
 
     def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+        phase = module.phase
+        self.results.setdefault(phase.name, {})
         if self.count_flops and trainer.current_epoch == 0 and batch_idx == 0:
             with FlopCounterMode(display=False) as counter, trainer.precision_plugin.train_step_context():
-                for lesson in module.lessons(module.inputs(batch)):
-                    module.backward_step(lesson)
-            self.results[module.phase]["tflop"] = round(counter.get_total_flops() / 1e12, 3)
+                for minibatch in phase.minibatches(phase.prepare(batch)):
+                    module.forward_backward(phase, minibatch)
+            self.results[phase.name]["tflop"] = round(counter.get_total_flops() / 1e12, 3)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
@@ -85,7 +93,7 @@ class Clock(PhaseCallback):
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.current_epoch == 0:
             return
-        step, result, last = batch_idx + 1, self.results[module.phase], WARM_UP + 2 * self.steps
+        step, result, last = batch_idx + 1, self.results[module.phase.name], WARM_UP + 2 * self.steps
         if WARM_UP <= step <= WARM_UP + self.steps or step == last:
             _synchronize()
             self._ends.append(time.perf_counter())
@@ -155,7 +163,7 @@ def main() -> None:
     parser.add_argument("--no_flops", action="store_true", help="count no operations (the plain step needs memory)")
     parser.add_argument("--out", type=Path, help="append the JSON lines to this file, the longest kernels too")
     args, further = parser.parse_known_args()
-    sys.argv = sys.argv[:1]  # Lightning warns of arguments given twice
+    sys.argv = sys.argv[:1]  # Lightning warns of arguments that are given twice
     peak = None
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
@@ -163,48 +171,57 @@ def main() -> None:
         if args.memory_gib:
             total = torch.cuda.get_device_properties(0).total_memory
             torch.cuda.set_per_process_memory_fraction(args.memory_gib * 2**30 / total)
-    config = yaml.safe_load(args.config.read_text())
     TimedCLI.clock = clock = Clock(args.steps, not args.no_flops)
     with tempfile.TemporaryDirectory() as folder:
         options = {
             "trainer.max_epochs": 2,
             "trainer.check_val_every_n_epoch": 1000,
             "trainer.logger.init_args.save_dir": folder,
-            "loop.collection.first_epoch_frames": 6_000,
-            "loop.collection.frames": args.frames,
+            "model.schedule.collection.first_epoch_frames": 6_000,
+            "model.schedule.collection.frames": args.frames,
         }
-        for phase in PHASES:
-            options[f"loop.{phase}.first_epoch_steps"] = 12
-            options[f"loop.{phase}.steps"] = WARM_UP + 2 * args.steps + PROFILED + 1
-        cli = TimedCLI(["fit", "--config", str(args.config), *(f"--{k}={v}" for k, v in options.items()), *further])
-    for phase in PHASES:
-        # A batch size given by hand: an epoch is as many windows all the same.
-        plan, batch_size = config["loop"][phase], cli.trainer.fit_loop.schedule.phase(phase).batch_size
-        plan["steps"], plan["batch_size"] = plan["steps"] * plan["batch_size"] / batch_size, batch_size
-    report(args, config, clock, peak)
+        usual = build_system([str(args.config)])
+        for phase in usual.phases:
+            options[f"model.schedule.{phase.name}.first_epoch_steps"] = 12
+            options[f"model.schedule.{phase.name}.steps"] = WARM_UP + 2 * args.steps + PROFILED + 1
+        arguments = ["fit", "--config", str(args.config), *(f"--{k}={v}" for k, v in options.items()), *further]
+        cli = TimedCLI(prepare_arguments(arguments))
+    assert isinstance(cli.model, Learner)
+    report(args, usual, cli.model, clock, peak)
 
 
-def report(args: argparse.Namespace, config: dict[str, Any], clock: Clock, peak: float | None) -> None:
+def report(args: argparse.Namespace, usual: Learner, measured: Learner, clock: Clock, peak: float | None) -> None:
+    """Print the results, and those of an epoch of the configuration's usual length.
+
+    Args:
+        args: of the command line.
+        usual: the system as configured.
+        measured: the system that was measured, whose batch sizes may have been changed.
+        clock: what was measured.
+        peak: FLOP/s of a large matrix product, or None.
+    """
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     common = {"config": args.config.name, "label": args.label, "device": device, "torch": torch.__version__}
-    loop, horizon = config["loop"], config["model"]["agent"]["init_args"].get("horizon", 15)
-    lines, seconds = [], clock.collect["seconds"] / clock.collect["frames"] * loop["collection"]["frames"]
-    for phase, result in clock.results.items():
-        seconds += loop[phase]["steps"] * result["free_ms"] / 1000
-        real = loop[phase]["batch_size"] * config["data"]["window"]
-        result["frames_per_second"] = round(real / result["free_ms"] * 1000)
-        if phase == "agent":
-            result["frames_per_second"] = None
-            result["imagined_frames_per_second"] = round(loop[phase]["batch_size"] * horizon / result["free_ms"] * 1000)
+    collection, frames = clock.collection, usual.schedule.collection.frames
+    assert collection is not None
+    lines, seconds = [], collection.seconds / collection.frames * frames
+    for planned, phase in zip(usual.phases, measured.phases, strict=True):
+        result = clock.results[phase.name]
+        # An epoch has the same number of segments, whatever the batch size.
+        batch_size = phase.schedule.batch_size
+        seconds += planned.schedule.steps * planned.schedule.batch_size / batch_size * result["free_ms"] / 1000
+        result["frames_per_second"] = round(batch_size * phase.sampling.length / result["free_ms"] * 1000)
+        horizon = getattr(phase.module, "horizon", None)
+        if horizon:
+            result["imagined_frames_per_second"] = round(batch_size * horizon / result["free_ms"] * 1000)
         if peak and "tflop" in result:
             result["share_of_peak"] = round(result["tflop"] * 1e12 / (result["free_ms"] / 1000) / peak, 3)
-        lines.append(common | {"phase": phase} | result)
-    frames = loop["collection"]["frames"]
+        lines.append(common | {"phase": phase.name} | result)
     lines.append(
         common
         | {
             "phase": "epoch",
-            "collected_frames_per_second": round(clock.collect["frames"] / clock.collect["seconds"]),
+            "collected_frames_per_second": round(collection.frames / collection.seconds),
             "frames_per_second": round(frames / seconds, 1),
             "seconds": round(seconds, 1),
             "matrix_peak_tflops": peak and round(peak / 1e12),

@@ -193,10 +193,7 @@ def test_observing_in_parts_equals_observing_all_at_once(model: TokenWorldModel,
     "make",
     [
         make_tokenizer,
-        pytest.param(
-            make_cnn_tokenizer,
-            marks=pytest.mark.xfail(raises=ZeroDivisionError, strict=True, reason="encodes no segment of one frame"),
-        ),
+        make_cnn_tokenizer,
     ],
 )
 def test_observing_frame_by_frame_equals_observing_all_at_once(make: MakeTokenizer) -> None:

@@ -113,7 +113,7 @@ class CNNTokenizer(Tokenizer):
         latents = self.encoder(rearrange(pairs, "b t c h w -> (b t) c h w"))
         (rows, columns), (height, width) = self.grid, self.cell
         cells = rearrange(
-            latents, "(b t) c (i h) (j w) -> b t (i j) (c h w)", t=length, i=rows, j=columns, h=height, w=width
+            latents, "(b t) c (i h) (j w) -> b t (i j) (c h w)", b=len(frames), i=rows, j=columns, h=height, w=width
         )
         return self.project(cells)
 

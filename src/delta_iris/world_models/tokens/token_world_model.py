@@ -55,12 +55,17 @@ class TokenWorldModel(WorldModel[TokenState]):
         tokenizer: encodes real frames and decodes imagined ones.
         dynamics: predicts tokens, rewards and ends.
         frame_size: height and width of a frame, in pixels.
-        context: frames that the caches are refilled from, 2 or more.
+        context: frames that the caches are refilled from, at least 2 and fewer than the tokenizer's longest segment.
+
+    Raises:
+        ValueError: if `context` is out of range.
     """
 
     def __init__(
         self, tokenizer: Tokenizer, dynamics: TokenDynamics, frame_size: tuple[int, int], context: int = 6
     ) -> None:
+        if not 2 <= context <= tokenizer.max_transitions:
+            raise ValueError(f"context is {context}: it must be at least 2 and at most {tokenizer.max_transitions}")
         self.tokenizer, self.dynamics, self.context = tokenizer, dynamics, context
         self.actor_input_space = gym.spaces.Box(0.0, 1.0, (3, *frame_size), np.float32)
 
@@ -178,8 +183,9 @@ class TokenWorldModel(WorldModel[TokenState]):
                 values[f"{name}_psnr"] = -10 * values[f"{name}_l2"].clamp(min=1e-10).log10()
         if "dynamics_token_loss" in values:
             values["dynamics_token_perplexity"] = values["dynamics_token_loss"].exp()
-        losses = (f"dynamics_{part}_loss" for part in ("token", "reward", "end"))
-        values["dynamics_loss"] = torch.stack([values[name] for name in losses if name in values]).sum()
+        losses = [f"dynamics_{part}_loss" for part in ("token", "reward", "end")]
+        if any(name in values for name in losses):
+            values["dynamics_loss"] = torch.stack([values[name] for name in losses if name in values]).sum()
         return values
 
     def _fill_caches(self, state: TokenState, past: Tensor, actions: Tensor, tokens: Tensor, mask: Tensor) -> None:
