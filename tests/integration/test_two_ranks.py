@@ -1,4 +1,4 @@
-"""Two processes equal one: gradients, codebook, means."""
+"""Tests that two processes compute the same as one: gradients, codebook and initial weights."""
 
 from __future__ import annotations
 
@@ -9,110 +9,125 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import lightning as L
 import pytest
 import torch
-from conftest import make_agent, make_tokenizer, make_window, make_world_model
+from torch import Tensor
 from torch import distributed as dist
-from torch import multiprocessing
+from torch.multiprocessing.spawn import spawn
 from torch.utils._pytree import tree_map
 
-from delta_iris.actor_critic.module import ImaginedWindow, Lesson
-from delta_iris.data.segment import Window
-from delta_iris.training.learner import DeltaIris
+from delta_iris.actor_critic.batch import Rollout
+from delta_iris.actor_critic.module import ActorCritic
 from delta_iris.training.strategy import DeltaDDPStrategy
+from delta_iris.world_models.tokens.dynamics import TokenDynamics
+from delta_iris.world_models.tokens.tokenizer import Tokenizer
+from tests.helpers import (
+    ACTIONS,
+    CODES,
+    SIZE,
+    make_actor_critic,
+    make_dynamics,
+    make_schedule,
+    make_segment,
+    make_system,
+    make_tokenizer,
+)
 
 BATCH = 4
+PHASES = ["tokenizer", "dynamics", "actor_critic"]
 
 
-def make_case(name: str):
-    """A module and its inputs for the whole batch; the halves hold different amounts of padding."""
-    window = make_window(BATCH, padded=True)
-    window.valid[0, :5] = False
+def make_case(name: str) -> tuple[L.LightningModule, Any]:
+    """Return a module and its prepared batch, whose two halves contain different amounts of padding."""
+    segment = make_segment(BATCH, padded=True)
+    segment.mask[0, :5] = False
     if name == "tokenizer":
-        return make_tokenizer(), window
-    if name == "world_model":
-        tokens = torch.randint(
-            0, 32, (BATCH, window.actions.shape[1] - 1, 4), generator=torch.Generator().manual_seed(1)
-        )
-        return make_world_model(), (window, tokens)
-    agent = make_agent(passes=2) if name == "agent again" else make_agent()
+        return make_tokenizer(), segment
     generator = torch.Generator().manual_seed(1)
-    frames = torch.rand(BATCH, agent.burn_in + agent.horizon + 1, 3, 32, 32, generator=generator)
-    ends = torch.zeros(BATCH, agent.horizon, dtype=torch.long)
-    ends[0, 1] = 1
-    actions = torch.randint(0, 5, (BATCH, agent.horizon), generator=generator)
-    rewards = torch.randn(BATCH, agent.horizon, generator=generator)
-    valid = torch.ones(BATCH, agent.burn_in, dtype=torch.bool)
-    lesson = agent.appraise(ImaginedWindow(frames, valid, actions, rewards, ends))
-    if name == "agent again":
-        # The policy has moved since.
+    if name == "dynamics":
+        return make_dynamics(), (segment, torch.randint(0, CODES, (BATCH, 8, 4), generator=generator))
+    actor_critic = make_actor_critic(update_epochs=2 if name == "actor_critic, second epoch" else 1)
+    burn_in, horizon = actor_critic.burn_in, actor_critic.horizon
+    frames = torch.rand(BATCH, burn_in + horizon + 1, 3, *SIZE, generator=generator)
+    terminated = torch.zeros(BATCH, horizon, dtype=torch.int64)
+    terminated[0, 1] = 1
+    actions = torch.randint(0, ACTIONS, (BATCH, horizon), generator=generator)
+    rewards = torch.randn(BATCH, horizon, generator=generator)
+    burn_in_mask = torch.ones(BATCH, burn_in, dtype=torch.bool)
+    batch = actor_critic.compute_targets(Rollout(frames, burn_in_mask, actions, rewards, terminated))
+    if actor_critic.is_multi_epoch:
+        # As if there had been an optimizer step on this batch already.
         with torch.no_grad():
-            agent.network.actor.weight.mul_(1.5)
-    return agent, lesson
+            actor_critic.network.actor.weight.mul_(1.5)
+    return actor_critic, batch
 
 
-def take(inputs, rows: slice):
-    if isinstance(inputs, torch.Tensor):
-        return inputs[rows]
-    parts = [take(part, rows) for part in inputs]
-    return type(inputs)(*parts) if isinstance(inputs, Window | Lesson) else tuple(parts)
-
-
-def outcome(name: str, module, inputs, micro_batch_size: int | None = None, device="cpu") -> dict[str, torch.Tensor]:
-    """Gradients and buffers after one step of the system; on a GPU, as a CUDA graph."""
-    children = {"tokenizer": make_tokenizer, "world_model": make_world_model, "agent": make_agent}
-    name = name.split()[0]
-    system = DeltaIris(**({key: make() for key, make in children.items()} | {name: module}))
-    # Without a Trainer there is nothing that would scale.
-    system.manual_backward = lambda loss: loss.backward()
-    system.to(device).begin_phase(name, micro_batch_size)
-    _, learn = system._step_functions()
-    learn(tree_map(lambda x: x.to(device), inputs))
+def compute_step(
+    name: str, module: L.LightningModule, batch: Any, micro_batch_size: int | None = None, device: str = "cpu"
+) -> dict[str, Tensor]:
+    """Return the gradients and buffers of a module after one step of the system; on a GPU, as a CUDA graph."""
+    system = make_system(
+        module if isinstance(module, Tokenizer) else None,
+        module if isinstance(module, TokenDynamics) else None,
+        module if isinstance(module, ActorCritic) else None,
+        schedule=make_schedule(micro_batch_size=micro_batch_size),
+    )
+    # Without a Trainer; its version would only scale the loss.
+    system.manual_backward = torch.Tensor.backward  # type: ignore[method-assign]
+    system.to(device).start_phase(PHASES.index(name.split(",")[0]))
+    assert system.phase.module is module
+    _, forward_backward = system.step_functions(system.phase)
+    forward_backward(tree_map(lambda x: x.to(device), batch))
     result = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
     result |= {f"buffer {n}": b for n, b in module.named_buffers()}
-    system.forget_graphs()
+    system.release_graphs()
     return {key: value.cpu() for key, value in result.items()}
 
 
-def step(rank: int, path: str, name: str, micro_batch_size: int | None, device: str) -> None:
-    """One step on this process's half of the batch."""
+def save_step(rank: int, path: str, name: str, micro_batch_size: int | None, device: str) -> None:
+    """Save `compute_step` of this process's half of the batch."""
     torch.backends.cudnn.allow_tf32 = False
-    module, inputs = make_case(name)
-    half = take(inputs, slice(rank * BATCH // 2, (rank + 1) * BATCH // 2))
-    result = outcome(name, module, half, micro_batch_size, f"cuda:{rank}" if device == "cuda" else device)
+    module, batch = make_case(name)
+    half = tree_map(lambda x: x[rank * BATCH // 2 : (rank + 1) * BATCH // 2], batch)
+    result = compute_step(name, module, half, micro_batch_size, f"cuda:{rank}" if device == "cuda" else device)
     torch.save(result, f"{path}/{rank}.pt")
 
 
-def begin(rank: int, path: str) -> None:
-    """The strategy's beginning, with weights of this process's own."""
-    strategy = DeltaDDPStrategy()
-    strategy.connect(DeltaIris(make_tokenizer(), make_world_model(), make_agent()))
+def save_initial_weights(rank: int, path: str) -> None:
+    """Give the system different weights in each process, set up the strategy and save the weights."""
+    strategy, system = DeltaDDPStrategy(), make_system()
+    strategy.connect(system)
     generator = torch.Generator().manual_seed(rank)
     with torch.no_grad():
-        strategy.lightning_module.agent.network.actor.weight.normal_(generator=generator)
+        system.actor_critic.network.actor.weight.normal_(generator=generator)
     strategy.configure_ddp()
-    torch.save(strategy.lightning_module.state_dict(), f"{path}/{rank}.pt")
+    torch.save(system.state_dict(), f"{path}/{rank}.pt")
 
 
-def work(rank: int, port: int, backend: str, function, *args) -> None:
+def run_process(rank: int, port: int, backend: str, function: Callable[..., None], *args: Any) -> None:
+    """Join the process group and call `function(rank, *args)`."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     if backend == "nccl":
         torch.cuda.set_device(rank)
     dist.init_process_group(backend, rank=rank, world_size=2)
     function(rank, *args)
-    # One process must not tear down what the other still talks to.
+    # Neither process may end the group while the other still communicates.
     dist.barrier()
     dist.destroy_process_group()
 
 
-def run_two(path: Path, backend: str, function, *args) -> list[dict[str, torch.Tensor]]:
-    """What two processes saved."""
+def run_two(path: Path, backend: str, function: Callable[..., None], *args: Any) -> list[dict[str, Tensor]]:
+    """Call `function(rank, path, *args)` in two processes; return what each has saved."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = multiprocessing.spawn(work, (port, backend, function, str(path), *args), nprocs=2, join=False)
+    arguments = (port, backend, function, str(path), *args)
+    processes: Any = spawn(run_process, arguments, nprocs=2, join=False)
     deadline = time.monotonic() + 90
     try:
         while not processes.join(timeout=5):
@@ -123,16 +138,22 @@ def run_two(path: Path, backend: str, function, *args) -> list[dict[str, torch.T
     return [torch.load(path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
-CASES = [("tokenizer", None), ("tokenizer", 1), ("world_model", 1), ("agent", None), ("agent again", 1)]
+CASES = [
+    ("tokenizer", None),
+    ("tokenizer", 1),
+    ("dynamics", 1),
+    ("actor_critic", None),
+    ("actor_critic, second epoch", 1),
+]
 
 
 @pytest.mark.parametrize(("name", "micro_batch_size"), CASES)
 def test_gradients_and_codebook_equal_those_of_one_process(
     tmp_path: Path, name: str, micro_batch_size: int | None
 ) -> None:
-    ranks = run_two(tmp_path, "gloo", step, name, micro_batch_size, "cpu")
-    module, inputs = make_case(name)
-    expected = outcome(name, module, inputs)
+    ranks = run_two(tmp_path, "gloo", save_step, name, micro_batch_size, "cpu")
+    module, batch = make_case(name)
+    expected = compute_step(name, module, batch)
     assert expected.keys() == ranks[0].keys()
     assert any(value.abs().sum() > 0 for value in expected.values())
     for key, value in expected.items():
@@ -144,21 +165,23 @@ def test_gradients_and_codebook_equal_those_of_one_process(
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 @pytest.mark.parametrize(("name", "micro_batch_size"), CASES)
-def test_graphs_of_two_gpus_compute_what_one_process_does(
+def test_graphs_on_two_gpus_compute_the_same_as_one_process(
     tmp_path: Path, name: str, micro_batch_size: int | None
 ) -> None:
-    """Messages between processes are part of the graphs."""
-    ranks = run_two(tmp_path, "nccl", step, name, micro_batch_size, "cuda")
-    module, inputs = make_case(name)
-    for key, value in outcome(name, module, inputs).items():
+    """The graphs contain the communication."""
+    ranks = run_two(tmp_path, "nccl", save_step, name, micro_batch_size, "cuda")
+    module, batch = make_case(name)
+    expected = compute_step(name, module, batch)
+    assert expected.keys() == ranks[0].keys()
+    for key, value in expected.items():
         assert torch.equal(ranks[0][key], ranks[1][key]), key
-        # As for one GPU in test_acceleration.py.
-        off, size = (ranks[0][key] - value).double().norm(), value.double().norm()
-        assert off < 1e-4 * size + 1e-6, f"{key}: off by {off:.2e} of {size:.2e}"
+        # The tolerance of tests/training/test_learner.py for one GPU.
+        difference, size = (ranks[0][key] - value).double().norm(), value.double().norm()
+        assert difference < 1e-4 * size + 1e-6, f"{key}: difference {difference:.2e} of {size:.2e}"
 
 
-def test_processes_begin_with_the_weights_of_the_first(tmp_path: Path) -> None:
-    first, second = run_two(tmp_path, "gloo", begin)
+def test_all_processes_start_with_the_weights_of_the_first(tmp_path: Path) -> None:
+    first, second = run_two(tmp_path, "gloo", save_initial_weights)
     assert first.keys() == second.keys()
     assert all(torch.equal(value, second[key]) for key, value in first.items())
 
@@ -168,9 +191,9 @@ import os, time, torch
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from delta_iris.training import strategy
-watch = strategy.end_with_parent
-strategy.end_with_parent = lambda: watch(0.1, 0.5)
-os.environ.setdefault("LOCAL_RANK", "0")  # Lightning sets it in its first process too
+end_with_parent = strategy.end_with_parent
+strategy.end_with_parent = lambda: end_with_parent(0.1, 0.5)
+os.environ.setdefault("LOCAL_RANK", "0")  # as Lightning does in its first process
 ddp = strategy.DeltaDDPStrategy()
 ddp.accelerator, ddp.parallel_devices = CPUAccelerator(), [torch.device("cpu")]
 ddp.cluster_environment = TorchElasticEnvironment() if TorchElasticEnvironment.detect() else LightningEnvironment()
@@ -182,7 +205,7 @@ print("finished", flush=True)
 
 
 @pytest.mark.parametrize(
-    ("starter", "told"),
+    ("starter", "output"),
     [
         (["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"], b""),
         (["-c", "import subprocess, sys; subprocess.run([sys.executable, sys.argv[1]])"], b"finished\n"),
@@ -190,19 +213,19 @@ print("finished", flush=True)
     ids=["torchrun", "shell"],
 )
 def test_the_first_process_ends_with_torchrun_but_not_with_a_shell(
-    tmp_path: Path, starter: list[str], told: bytes
+    tmp_path: Path, starter: list[str], output: bytes
 ) -> None:
     (tmp_path / "first.py").write_text(STARTED)
     command = [sys.executable, *starter, str(tmp_path / "first.py")]
-    # Whoever has the pipe can write to it: it ends with the last of them.
+    # The pipe ends when the last process that can write to it has ended.
     with subprocess.Popen(command, stdout=subprocess.PIPE) as first:
         assert first.stdout is not None
         assert first.stdout.readline() == b"started\n"
         first.kill()
-        assert first.stdout.read() == told
+        assert first.stdout.read() == output
 
 
-def test_a_process_ends_with_the_one_that_started_it() -> None:
+def test_a_process_ends_with_its_parent() -> None:
     watching = (
         "import time; from delta_iris.training.strategy import end_with_parent; end_with_parent(0.1, 0.5); "
         "print('watching', flush=True); time.sleep(60)"
@@ -213,7 +236,7 @@ def test_a_process_ends_with_the_one_that_started_it() -> None:
         assert first.stdout is not None
         assert first.stdout.readline() == b"watching\n"
         first.kill()
-        first.communicate(timeout=20)  # until the last process that holds the pipe is gone
+        first.communicate(timeout=20)  # waits until both processes have ended
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(first.pid, signal.SIGKILL)
