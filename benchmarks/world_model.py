@@ -1,69 +1,82 @@
-"""How well does a dynamics model predict? Held-out losses after so many steps, for variants of the same configuration.
+"""How well do variants of the token dynamics predict after a number of training steps?
 
-    python benchmarks/world_model.py --variant "as configured:" --variant "wide: dim=832 layers=6 heads=13"
+    python benchmarks/world_model.py --variant "as configured:" \\
+        --variant "wide: transformer.dim=832 transformer.layers=6 transformer.heads=13"
 
-Trains the configuration's tokenizer once, then each variant of its world model on that tokenizer's tokens, in the same
-batches, and evaluates it on held-out windows; frames and windows are those of tokenizer.py. Prints a JSON line each.
+Trains the configuration's tokenizer once, then each variant of its dynamics on that tokenizer's tokens and on the same
+batches. Frames and held-out segments are those of tokenizer.py.
+
+Prints a JSON line for each evaluation of the tokenizer (see tokenizer.py) and for each variant: parameters in millions,
+`step_ms` (median duration of a training step) and the held-out metrics of `WorldModelEvaluator`.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
-from typing import Any
 
 import torch
-from tokenizer import CONTEXT, WINDOW, Frames, arguments, evaluate, half_precision, load_module, prepared, train
-from torch import Tensor
+from tokenizer import (
+    CONTEXT,
+    Frames,
+    autocast,
+    evaluate,
+    find_phase,
+    make_parser,
+    make_system,
+    parse_settings,
+    prepare,
+    train,
+)
 
-from delta_iris.data.segment import Window
-from delta_iris.evaluation.world_model import HeldOut
-from delta_iris.training.callbacks.summary import count_parameters
-from delta_iris.world_models.tokens.dynamics import WorldModel
-from delta_iris.world_models.tokens.tokenizer import Tokenizer
+from delta_iris.evaluation.world_model import WorldModelEvaluator
+from delta_iris.training.systems import DeltaIris
+from delta_iris.training.systems.building import count_parameters
 
 
-def tokens_of(tokenizer: Tokenizer, window: Window) -> tuple[Window, Tensor]:
-    return window, tokenizer.encode(window.frames, window.actions, window.valid)
+def held_out_metrics(system: DeltaIris, data: Frames, device: torch.device) -> dict[str, float]:
+    """Evaluate a system's world model on the held-out segments.
 
-
-def held_out_losses(
-    world_model: WorldModel, tokenizer: Tokenizer, data: Frames, device: torch.device
-) -> dict[str, float]:
-    held_out = HeldOut(tokenizer, world_model, CONTEXT)
-    with half_precision(device):
-        for window in data.held_out:
-            held_out.update(window)
-    return {name.split("/")[1]: round(float(value), 5) for name, value in held_out.compute().items()}
+    Args:
+        system: in evaluation mode, on `device`.
+        data: holds the segments.
+        device: of both.
+    """
+    assert system.world_model is not None
+    evaluator = WorldModelEvaluator(system.world_model, CONTEXT)
+    with autocast(device):
+        for segment in data.held_out:
+            evaluator.update(segment)
+    values = evaluator.compute()
+    return {name.removeprefix("held_out/"): round(float(value), 5) for name, value in values.items()}
 
 
 def main() -> None:
-    parser = arguments(__doc__)
-    parser.add_argument("--tokenizer_steps", type=int, nargs="+", default=[250, 500])
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--variant", action="append", default=[], help="label: key=value … of the world model")
+    """Train one tokenizer and all variants of the dynamics."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--tokenizer_steps", type=int, nargs="+", default=[250, 500], help="evaluate after these steps")
+    parser.add_argument("--steps", type=int, default=500, help="steps of each variant of the dynamics")
+    parser.add_argument(
+        "--variant", action="append", default=[], help="label: key=value … of the dynamics' init_args, in YAML"
+    )
     args = parser.parse_args()
-    with prepared(args) as (data, tokenizer, device):
+    with prepare(args) as (data, system, device):
         loader = data.batches(max(args.tokenizer_steps), args.batch_size, args.num_workers)
-        for step, _ in enumerate(train(tokenizer, tokenizer.training_step, loader, device), start=1):
+        for step, _ in enumerate(train(find_phase(system, "tokenizer"), loader, device), start=1):
             if step in args.tokenizer_steps:
-                print(json.dumps({"tokenizer_step": step} | evaluate(tokenizer, data.held_out, device)), flush=True)
-        tokenizer.requires_grad_(False)
-        sizes = {"tokens_per_frame": tokenizer.tokens_per_frame, "codebook_size": tokenizer.codebook_size}
+                values = evaluate(system.tokenizer, data.held_out, device)
+                print(json.dumps({"tokenizer_step": step} | values), flush=True)
+        trained = system.tokenizer.state_dict()
         for variant in args.variant or ["as configured:"]:
-            label, _, changes = variant.partition(":")
-            torch.manual_seed(args.seed)
-            world_model = load_module(args.config, "world_model", changes.split(), window=WINDOW, **sizes).to(device)
-
-            def losses_of(window: Window, world_model: Any = world_model) -> dict[str, Tensor]:
-                losses: dict[str, Tensor] = world_model.training_step(tokens_of(tokenizer, window))
-                return losses
-
+            label, _, settings = variant.partition(":")
+            dynamics = {"dynamics": {"init_args": parse_settings(settings.split())}}
+            candidate = make_system(args, dynamics, device)
+            candidate.tokenizer.load_state_dict(trained)
             loader = data.batches(args.steps, args.batch_size, args.num_workers)
-            times = [seconds for _, seconds in train(world_model, losses_of, loader, device)]
+            times = [seconds for _, seconds in train(find_phase(candidate, "dynamics"), loader, device)]
             measured = {"step_ms": round(1000 * statistics.median(times), 1)}
-            measured |= held_out_losses(world_model.eval(), tokenizer, data, device)
-            millions = round(count_parameters(world_model) / 1e6, 2)
+            measured |= held_out_metrics(candidate.eval(), data, device)
+            millions = round(count_parameters(candidate.dynamics) / 1e6, 2)
             print(json.dumps({"label": label, "steps": args.steps, "parameters_m": millions} | measured), flush=True)
 
 
