@@ -1,12 +1,12 @@
 """How fast does a configuration train, phase by phase, and how close is it to the GPU's limits?
 
     python benchmarks/throughput.py --config configs/crafter.yaml
-    python benchmarks/throughput.py --config configs/crafter.yaml --memory_gib 12 --model.schedule.tokenizer.micro_batch_size 16
+    python benchmarks/throughput.py --memory_gib 12 --model.schedule.tokenizer.micro_batch_size 16
 
 Runs `delta-iris fit` on real Crafter frames: a first epoch to compile and capture, a second that is measured. In each
 phase half of the steps are timed one by one, the device synchronized after each (`step_ms`, the median), and half as
-they run in training (`free_ms`, their mean, which an epoch is made of); a few more are profiled, to measure the share of
-the time in which the GPU computes. FLOPs are counted on the eager step, with attention in full, masked or not. Further
+they run in training (`free_ms`, their mean, which an epoch is made of); a few more are profiled, to measure the share
+of the time in which the GPU computes. FLOPs are counted on the eager step, with attention in full, masked or not. Further
 arguments go to `delta-iris fit`. Prints a JSON line for each phase, then a table.
 """
 
@@ -23,13 +23,12 @@ from typing import Any
 
 import lightning as L
 import torch
+from building import build_system
 from torch.utils.flop_counter import FlopCounterMode
 
-from building import build_system
-
 from delta_iris.commands.cli import DeltaIrisCLI
-from delta_iris.errors import UserError
 from delta_iris.commands.config_files import prepare_arguments
+from delta_iris.errors import UserError
 from delta_iris.training.callbacks import CollectionResult, PhaseCallback, PhaseResult
 from delta_iris.training.learner import Learner
 from delta_iris.training.phase import COLLECT, Activity

@@ -48,11 +48,18 @@ def shorten_parser_message(message: str) -> str:
     lines = [line.strip(" -") for line in message.splitlines()]
     key = re.search(r"Parser key \"([\w.]+)\"", message)
     nested = re.search(r"NestedArg\(key='([\w.]+)'", message)
-    path = ".".join(part.group(1) for part in (key, nested) if part)
+    parts = [key.group(1) if key else "", nested.group(1) if nested else ""]
+    path = ".".join(part for part in parts if part)
     unknown = re.search(r"Option '([\w.]+)' is not accepted", message)
     if unknown:
         path = path.removesuffix(f".{unknown.group(1)}")
         return f"{path} has no key {unknown.group(1)!r}: see --print_config for those that it has"
+    group = re.search(r"Group '([\w.]+)' does not accept (?:nested )?(?:option|key) '([\w.]+)'", message)
+    if group:
+        return f"{group.group(1)} has no key {group.group(2)!r}: see --print_config for those that it has"
+    option = re.search(r"nrecognized arguments: --([\w.]+)\.(\w+)", message)
+    if option:
+        return f"{option.group(1)} has no key {option.group(2)!r}: see --print_config for those that it has"
     expected = [line for line in lines if line.startswith("Expected a") and "NoneType" not in line]
     if path and expected:
         wanted = re.sub(r"Expected an? <class '(?:\w+\.)*(\w+)'>", r"expected \1", expected[-1].split(". Got value")[0])

@@ -116,11 +116,14 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
             rest.append(argument)
             continue
         name = value if equals else next(iterator, "")
+        position = len(rest)
+        if "\n" in name:  # merged before: Lightning starts the other processes with the arguments of this one
+            merged = merge_configs(merged, yaml.safe_load(name))
+            continue
         path = find_config(name)
         if str(path) != name:
             print(f"configuration {name}: {path}")
         merged = merge_configs(merged, load_config(path))
-        position = len(rest)
     if position is None:
         return rest
     return [*rest[:position], "--config", yaml.safe_dump(merged, sort_keys=False), *rest[position:]]

@@ -47,10 +47,10 @@ class CodebookConfig:
 
     def __post_init__(self) -> None:
         if self.size < 1 or self.dim < 1:
-            raise ValueError(f"codebook.size is {self.size} and codebook.dim {self.dim}: both must be 1 or more")
+            raise ValueError(f"size is {self.size} and dim {self.dim}: both must be 1 or more")
         for name in ("decay", "usage_decay"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"codebook.{name} is {getattr(self, name)}: it must be at least 0 and below 1")
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 0 and below 1")
 
 
 class VectorQuantizer(nn.Module):
