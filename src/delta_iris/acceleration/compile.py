@@ -19,7 +19,7 @@ OPTIONS: dict[str, dict[str, str | int | bool | Callable[..., Any]]] = {"inducto
 
 Inductor's comprehensive padding rounds strides longer than 1,024 elements up to multiples of 128 bytes. With it, the
 gradients of masked attention with rotary embeddings were wrong on a GPU for sequences of 153 tokens and heads of
-dimension 16 (results/throughput.md).
+dimension 16 (docs/lab_notes/throughput.md).
 """
 
 _backend: str | None = None

@@ -38,6 +38,8 @@ class ActorCritic(L.LightningModule):
         lstm_size: width of the LSTM.
         cnn: the CNN for pictures.
         num_value_bins: bins of the value's two-hot distribution, on symlog [−20, 20].
+        symlog_mean: decode that distribution as the symexp of its mean in symlog space, as the paper does, instead of
+            as its mean; see `SymlogTwoHot`.
         burn_in: real observations that warm up the LSTM, without gradient.
         horizon: steps H of a trajectory.
         gamma: discount γ.
@@ -64,6 +66,7 @@ class ActorCritic(L.LightningModule):
         lstm_size: int = 512,
         cnn: CNNConfig = CNNConfig(latent_channels=16),  # noqa: B008  (frozen)
         num_value_bins: int = 255,
+        symlog_mean: bool = False,
         burn_in: int = 5,
         horizon: int = 15,
         gamma: float = 0.997,
@@ -93,7 +96,7 @@ class ActorCritic(L.LightningModule):
         self.entropy_coef, self.target_ema_decay = entropy_coef, target_ema_decay
         self.update_epochs, self.num_minibatches, self.clip_coef = update_epochs, num_minibatches, clip_coef
         self.optimizer_config = optimizer
-        self.value_codec = SymlogTwoHot(num_value_bins)
+        self.value_codec = SymlogTwoHot(num_value_bins, symlog_mean=symlog_mean)
         self.network = ActorCriticNetwork(input_shape, num_actions, num_value_bins, lstm_size, cnn, critic_grad_scale)
         with torch.no_grad():
             self.network.critic.bias.copy_(self.value_codec.initial_logits())

@@ -316,13 +316,18 @@ class Transformer(nn.Module):
                 assert isinstance(projection, nn.Linear)
                 nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * (depth or layers)))
 
-    def attention_mask(self, valid: Tensor, block_size: int) -> Tensor | BlockMask:
-        """Return the block-causal mask of a window, sparse where sparse attention is faster.
+    def attention_mask(
+        self, valid: Tensor, block_size: int, attention: AttentionKind = "block_causal"
+    ) -> Tensor | BlockMask:
+        """Return the mask of a window, sparse where sparse attention is faster.
 
         Args:
             valid: (B, T) booleans, false for blocks of padding; see `sparse_block_mask`.
             block_size: number of tokens in a block.
+            attention: whether a token attends to its whole block or to the tokens before it only.
         """
+        if attention == "causal":
+            return block_mask(valid, block_size, attention="causal")
         if valid.shape[1] * block_size >= SPARSE_LENGTH and self._has_fused_attention(valid):
             return sparse_block_mask(valid, block_size)
         return block_mask(valid, block_size, attention="block_causal")

@@ -33,20 +33,21 @@ class SymlogTwoHot(nn.Module):
     Args:
         num_bins: number of bins, at least 2.
         limit: symlog of the outermost bin.
+        symlog_mean: interpolate in symlog space all the same, as the first version of DreamerV3 and the paper do.
     """
 
     bins: Tensor
     """(num_bins,) float32, the scalar that each bin represents."""
 
-    def __init__(self, num_bins: int = 255, limit: float = 20.0) -> None:
+    def __init__(self, num_bins: int = 255, limit: float = 20.0, symlog_mean: bool = False) -> None:
         super().__init__()
-        self.num_bins, self.limit = num_bins, limit
+        self.num_bins, self.limit, self.symlog_mean = num_bins, limit, symlog_mean
         # These steps are exactly symmetric, and include an exact zero if `num_bins` is odd.
         steps = torch.arange(num_bins) - (num_bins - 1) / 2
         self.register_buffer("bins", symexp(steps * (2 * limit / (num_bins - 1))), persistent=False)
 
     def two_hot(self, values: Tensor) -> Tensor:
-        """Distribute each value over its two nearest bins so that the mean of the distribution is the value.
+        """Distribute each value over its two nearest bins so that `mean` of the distribution is the value.
 
         Args:
             values: (…) floats.
@@ -58,6 +59,8 @@ class SymlogTwoHot(nn.Module):
         position = (symlog(values) + self.limit) / (2 * self.limit) * (self.num_bins - 1)
         index = position.long().clamp(0, self.num_bins - 2)
         lower, upper = self.bins[index], self.bins[index + 1]
+        if self.symlog_mean:
+            values, lower, upper = symlog(values), symlog(lower), symlog(upper)
         # If a value is close to a bin, rounding may select the pair of bins on the other side of it: hence the clamp.
         upper_weight = ((values - lower) / (upper - lower)).clamp(0, 1).unsqueeze(-1)
         index = index.unsqueeze(-1)
@@ -95,4 +98,7 @@ class SymlogTwoHot(nn.Module):
         Returns:
             (…) scalars.
         """
-        return (logits.float().softmax(-1) * self.bins).sum(-1)
+        probabilities = logits.float().softmax(-1)
+        if self.symlog_mean:
+            return symexp((probabilities * symlog(self.bins)).sum(-1))
+        return (probabilities * self.bins).sum(-1)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from delta_iris.acceleration.compile import compile_region
 from delta_iris.nn.cnn import FrameEncoder
-from delta_iris.nn.kv_cache import KVCache
+from delta_iris.nn.kv_cache import AttentionKind, KVCache
 from delta_iris.nn.transformer import EMBEDDING_STD, Transformer, init_weights
 from delta_iris.world_models.delta_iris.motion_compensation import MotionCompensation
 from delta_iris.world_models.delta_iris.patches import (
@@ -59,6 +59,7 @@ class Decoder(nn.Module):
         previous_patches: whether the last group also sees the pixels of x_i, patch by patch.
         num_transforms: copies of x_i for motion compensation, 0 for none; the output at a_i moves them.
         min_synthesis_weight: see `MotionCompensation`.
+        attention: whether a token attends to its whole block or to the tokens before it only.
     """
 
     def __init__(
@@ -75,10 +76,11 @@ class Decoder(nn.Module):
         previous_patches: bool,
         num_transforms: int,
         min_synthesis_weight: float,
+        attention: AttentionKind,
     ) -> None:
         super().__init__()
         self.grids, self.patch_size = grids[::-1], patch_size
-        self.max_transitions = max_transitions
+        self.max_transitions, self.attention = max_transitions, attention
         norm = nn.LayerNorm(dim)
         nn.init.constant_(norm.weight, EMBEDDING_STD)
         self.frame = nn.Sequential(frame_encoder, nn.Linear(frame_encoder.num_features, dim), norm)
@@ -109,7 +111,7 @@ class Decoder(nn.Module):
         device = self.block_position_embedding.device
         mask = torch.zeros(batch, self.max_transitions, dtype=torch.bool, device=device)
         groups = [
-            group.make_cache(mask, 2 + math.prod(grid), "block_causal")
+            group.make_cache(mask, 2 + math.prod(grid), self.attention)
             for group, grid in zip(self.groups, self.grids, strict=True)
             if isinstance(group, Transformer)
         ]
@@ -146,7 +148,10 @@ class Decoder(nn.Module):
             if index == len(self.groups) - 1 and self.previous is not None:
                 x = self._add_previous_patches(x, frames, self.previous)
             block, flat = x.shape[2], x.flatten(1, 2)
-            flat = group.step(flat, cache.groups[index]) if cache else group(flat, group.attention_mask(mask, block))
+            if cache is not None:
+                flat = group.step(flat, cache.groups[index])
+            else:
+                flat = group(flat, group.attention_mask(mask, block, self.attention))
             x = flat.unflatten(1, (length, block))
         return self._predict_frames(x, frames)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from delta_iris.acceleration.compile import compile_region
+from delta_iris.nn.kv_cache import AttentionKind
 from delta_iris.nn.transformer import Transformer, init_weights, rotary_embedding
 from delta_iris.world_models.delta_iris.patches import (
     Grid,
@@ -41,6 +42,7 @@ class Encoder(nn.Module):
         heads: attention heads.
         code_dim: dimension of the latents.
         difference: whether patches also hold the change since the last frame.
+        attention: whether a token attends to its whole frame or to the tokens before it only.
     """
 
     def __init__(
@@ -53,9 +55,10 @@ class Encoder(nn.Module):
         heads: int,
         code_dim: int,
         difference: bool,
+        attention: AttentionKind,
     ) -> None:
         super().__init__()
-        self.grids, self.patch_size, self.difference = grids, patch_size, difference
+        self.grids, self.patch_size, self.difference, self.attention = grids, patch_size, difference, attention
         self.no_action = num_actions
         self.patch = patch_embedding(patch_size, dim, channels=6 if difference else 3)
         self.action = nn.Embedding(num_actions + 1, dim)
@@ -81,7 +84,8 @@ class Encoder(nn.Module):
             block = x.shape[2]
             positions = time.repeat_interleave(block, output_size=length * block)
             rotary = rotary_embedding(positions, group.dim // group.heads)
-            x = group(x.flatten(1, 2), group.attention_mask(mask, block), rotary).unflatten(1, (length, block))
+            attention_mask = group.attention_mask(mask, block, self.attention)
+            x = group(x.flatten(1, 2), attention_mask, rotary).unflatten(1, (length, block))
         return self._project(x)
 
     @compile_region()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from delta_iris.nn.cnn import CNNConfig, FrameEncoder
+from delta_iris.nn.kv_cache import AttentionKind
 from delta_iris.nn.optim import OptimizerConfig
 from delta_iris.world_models.delta_iris.decoder import Decoder, DecoderCache
 from delta_iris.world_models.delta_iris.encoder import Encoder
@@ -21,7 +22,7 @@ __all__ = ["TransformerTokenizer"]
 class TransformerTokenizer(Tokenizer):
     """The paper's discrete autoencoder, which by default takes Δ literally.
 
-    `difference=False`, `previous_patches=False` and `num_transforms=0` give the paper to the letter.
+    `attention="causal"`, `difference=False`, `previous_patches=False` and `num_transforms=0` give the paper's form.
 
     Args:
         frame_size: height and width of a frame, in pixels.
@@ -40,6 +41,8 @@ class TransformerTokenizer(Tokenizer):
         num_transforms: copies of the last frame for motion compensation, each translated by at most a patch's side; 0
             for none. See `MotionCompensation`.
         min_synthesis_weight: see `MotionCompensation`.
+        attention: `block_causal` (a token attends to its whole frame and to all earlier ones) or `causal` (to earlier
+            tokens only, which hides part of an observed frame from the rest of it).
         optimizer: AdamW and its learning-rate schedule.
         loss_weights: weights of the loss terms.
 
@@ -64,6 +67,7 @@ class TransformerTokenizer(Tokenizer):
         previous_patches: bool = True,
         num_transforms: int = 4,
         min_synthesis_weight: float = 0.05,
+        attention: AttentionKind = "block_causal",
         optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-4, warmup_steps=200),  # noqa: B008
         loss_weights: ReconstructionLossWeights = ReconstructionLossWeights(),  # noqa: B008
     ) -> None:
@@ -79,7 +83,9 @@ class TransformerTokenizer(Tokenizer):
                 f"dim {dim} is not a multiple of twice heads {heads}, which rotary embeddings need: change either"
             )
         grids = pooled_grids(frame_size, patch_size, tokens_per_frame, len(encoder_layers))
-        self.encoder = Encoder(grids, encoder_layers, patch_size, num_actions, dim, heads, codebook.dim, difference)
+        self.encoder = Encoder(
+            grids, encoder_layers, patch_size, num_actions, dim, heads, codebook.dim, difference, attention
+        )
         frame_encoder = FrameEncoder(frame_size, frame_cnn)
         self.decoder = Decoder(
             grids,
@@ -94,6 +100,7 @@ class TransformerTokenizer(Tokenizer):
             previous_patches,
             num_transforms,
             min_synthesis_weight,
+            attention,
         )
 
     def encode_latents(self, frames: Tensor, actions: Tensor, mask: Tensor) -> Tensor:

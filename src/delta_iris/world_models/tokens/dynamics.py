@@ -38,6 +38,8 @@ class TokenDynamics(L.LightningModule):
             (`micro_batch_size`) draws its own.
         frame_cnn: the CNN that gives one vector a frame.
         num_reward_bins: bins of the reward's two-hot distribution, on symlog [−20, 20].
+        symlog_mean: decode that distribution as the symexp of its mean in symlog space, as the paper does, instead of
+            as its mean; see `SymlogTwoHot`.
         optimizer: AdamW and its learning-rate schedule.
 
     Raises:
@@ -54,12 +56,13 @@ class TokenDynamics(L.LightningModule):
         transformer: TransformerConfig = TransformerConfig(dim=640, layers=10, heads=10),  # noqa: B008  (frozen)
         frame_cnn: CNNConfig = CNNConfig(),  # noqa: B008
         num_reward_bins: int = 255,
+        symlog_mean: bool = False,
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
     ) -> None:
         super().__init__()
         self.tokens_per_frame = tokens_per_frame
         self.optimizer_config = optimizer
-        self.reward_codec = SymlogTwoHot(num_reward_bins)
+        self.reward_codec = SymlogTwoHot(num_reward_bins, symlog_mean=symlog_mean)
         self.network = DynamicsNetwork(
             FrameEncoder(frame_size, frame_cnn),
             num_actions,
