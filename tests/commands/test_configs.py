@@ -1,74 +1,144 @@
-"""The configurations are what they say."""
+"""Tests that the configurations are what they say."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
-from delta_iris.actor_critic.module import Agent
-from delta_iris.training.callbacks.summary import count_parameters
-from delta_iris.training.schedule import Collection, Phase, Schedule
-from delta_iris.world_models.delta_iris.cnn_tokenizer import CNNTokenizer
-from delta_iris.world_models.delta_iris.transformer_tokenizer import TransformerTokenizer
-from delta_iris.world_models.tokens.dynamics import WorldModel
-from delta_iris.world_models.tokens.tokenizer import Tokenizer
+from delta_iris.commands.config_files import LINKED
+from delta_iris.training.systems import DeltaIris, ModelFree
+from delta_iris.training.systems.building import count_parameters
+from delta_iris.world_models.delta_iris import CNNTokenizer, TransformerTokenizer
+from tests.commands.config_helpers import CONFIGS, ROOT, build_on_meta, parse_fit, stack
 
-CONFIGS = Path(__file__).parents[1] / "configs"
-
-
-def load(name: str) -> dict[str, Any]:
-    return yaml.safe_load((CONFIGS / name).read_text())
+NAMES = sorted(path.name for path in CONFIGS.glob("*.yaml"))
+FILES = sorted(CONFIGS.rglob("*.yaml"))
 
 
-def schedule_of(config: dict[str, Any]) -> Schedule:
-    loop = dict(config["loop"])
-    return Schedule(Collection(**loop.pop("collection")), **{name: Phase(**plan) for name, plan in loop.items()})
+def read(path: Path) -> Any:
+    """The content of a YAML file as it is written, without the files that it includes."""
+    return yaml.safe_load(path.read_text())
 
 
-def build(config: dict[str, Any], tokenizer_class: type[Tokenizer]) -> tuple[Tokenizer, WorldModel, Agent]:
-    """The modules of a configuration for Crafter, without memory."""
-    options = {name: module["init_args"] for name, module in config["model"].items()}
-    sizes = {"frame_size": (64, 64), "num_actions": 17}
-    tokens = {key: options["tokenizer"][key] for key in ("tokens_per_frame", "codebook_size")}
-    with torch.device("meta"):
-        tokenizer = tokenizer_class(**sizes, window=21, **options["tokenizer"])
-        world_model = WorldModel(**sizes, window=21, **tokens, **options["world_model"])
-        return tokenizer, world_model, Agent(**sizes, **options["agent"])
+def items(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All dotted keys of nested mappings, with their values."""
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            yield f"{prefix}{key}", value
+            yield from items(value, f"{prefix}{key}.")
 
 
-def test_crafter_is_the_papers_agent() -> None:
-    config = load("crafter.yaml")
-    tokenizer, world_model, agent = build(config, TransformerTokenizer)
-    assert tokenizer.tokens_per_frame == 4
-    assert count_parameters(tokenizer) + count_parameters(world_model) == pytest.approx(110e6, rel=0.03)
-    assert count_parameters(agent) == pytest.approx(7.5e6, rel=0.01)
-    schedule, epochs = schedule_of(config), config["trainer"]["max_epochs"]
-    frames = schedule.frames_until(epochs)
+def is_stacked(name: str) -> bool:
+    """Whether a configuration has no system of its own and needs another one below it."""
+    return "class_path" not in read(CONFIGS / name).get("model", {})
+
+
+@pytest.fixture(scope="module")
+def parsed() -> dict[str, dict[str, Any]]:
+    """What each configuration amounts to; a configuration that needs one below it is stacked on crafter.yaml."""
+    below = {name: ["crafter.yaml"] if is_stacked(name) else [] for name in NAMES}
+    return {name: parse_fit(*stack(*below[name], name)) for name in NAMES}
+
+
+def build(values: dict[str, Any]) -> DeltaIris:
+    system = build_on_meta(values["model"])
+    assert isinstance(system, DeltaIris)
+    return system
+
+
+def test_the_documented_configurations_exist() -> None:
+    assert {"crafter.yaml", "crafter_cnn.yaml", "quickstart.yaml", "short.yaml", "model_free.yaml"} <= set(NAMES)
+    assert is_stacked("short.yaml")
+    assert not is_stacked("crafter.yaml")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_configuration_builds_a_system(parsed: dict[str, dict[str, Any]], name: str) -> None:
+    values = parsed[name]
+    system = build_on_meta(values["model"])
+    assert count_parameters(system) > 0
+    assert all(parameter.is_meta for parameter in system.parameters())
+    assert isinstance(system, ModelFree if name == "model_free.yaml" else DeltaIris)
+    lines = system.describe(values["trainer"]["max_epochs"])
+    assert "M" in lines["parameters"]
+    if not is_stacked(name):
+        assert values["name"] == name.removesuffix(".yaml")
+
+
+def test_crafter_is_the_agent_of_the_paper(parsed: dict[str, dict[str, Any]]) -> None:
+    system = build(parsed["crafter.yaml"])
+    assert isinstance(system.tokenizer, TransformerTokenizer)
+    assert system.tokenizer.tokens_per_frame == 4
+    assert count_parameters(system.tokenizer) + count_parameters(system.dynamics) == pytest.approx(110e6, rel=0.03)
+    assert count_parameters(system.actor_critic) == pytest.approx(7.5e6, rel=0.01)
+    epochs = parsed["crafter.yaml"]["trainer"]["max_epochs"]
+    assert epochs == 1000
+    frames = system.schedule.collection.frames_until(epochs)
     assert frames == 10_000_000
-    assert schedule.imagined_until(epochs, agent.horizon) / frames == 24
+    assert system.imagined_until(epochs) / frames == 24
 
 
-def test_crafter_cnn_is_the_lean_agent() -> None:
-    config = load("crafter_cnn.yaml")
-    tokenizer, world_model, agent = build(config, CNNTokenizer)
+def test_crafter_cnn_is_the_lean_agent(parsed: dict[str, dict[str, Any]]) -> None:
+    system = build(parsed["crafter_cnn.yaml"])
+    tokenizer = system.tokenizer
+    assert isinstance(tokenizer, CNNTokenizer)
     assert count_parameters(tokenizer.encoder) == pytest.approx(1.89e6, rel=0.005)
     assert count_parameters(tokenizer.frame) == pytest.approx(1.76e6, rel=0.005)
     assert count_parameters(tokenizer.decoder) == pytest.approx(1.55e6, rel=0.005)
     assert count_parameters(tokenizer) == pytest.approx(5.4e6, rel=0.01)
-    assert count_parameters(world_model) == pytest.approx(11.9e6, rel=0.005)
-    assert sum(map(count_parameters, (tokenizer, world_model, agent))) == pytest.approx(24.8e6, rel=0.005)
-    schedule, epochs = schedule_of(config), config["trainer"]["max_epochs"]
-    assert schedule.frames_until(epochs) == 10_000_000
-    assert schedule.imagined_until(epochs, agent.horizon) / 10_000_000 == 64.5
+    assert count_parameters(system.dynamics) == pytest.approx(11.9e6, rel=0.005)
+    assert count_parameters(system) == pytest.approx(24.8e6, rel=0.005)
+    epochs = parsed["crafter_cnn.yaml"]["trainer"]["max_epochs"]
+    frames = system.schedule.collection.frames_until(epochs)
+    assert frames == 10_000_000
+    assert system.imagined_until(epochs) / frames == 64.5
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("*.yaml")))
-def test_sizes_are_written_once(name: str) -> None:
-    # A configuration to be stacked on another may have no modules of its own.
-    arguments = {name: set(module["init_args"]) for name, module in load(name).get("model", {}).items()}
-    assert all(not {"frame_size", "num_actions", "window"} & names for names in arguments.values())
-    assert not {"tokens_per_frame", "codebook_size"} & arguments.get("world_model", set())
+@pytest.mark.parametrize("base", ["crafter.yaml", "crafter_cnn.yaml"])
+def test_a_stacked_configuration_changes_only_the_keys_that_it_names(base: str) -> None:
+    below, stacked = (dict(items(parse_fit(*stack(*names)))) for names in ([base], [base, "short.yaml"]))
+    named = {key for key, value in items(read(CONFIGS / "short.yaml")) if not isinstance(value, Mapping)}
+    assert below.keys() == stacked.keys()
+    changed = {key for key, value in stacked.items() if value != below[key] and not isinstance(value, Mapping)}
+    assert changed
+    assert changed - {"config"} <= named
+
+
+@pytest.mark.parametrize("phase", ["tokenizer", "dynamics", "actor_critic"])
+def test_a_file_that_names_one_key_of_one_phase_leaves_the_others_unchanged(tmp_path: Path, phase: str) -> None:
+    above = tmp_path / "above.yaml"
+    above.write_text(yaml.safe_dump({"model": {"init_args": {"schedule": {phase: {"batch_size": 6}}}}}))
+    below, stacked = (parse_fit(*stack(*names)) for names in (["crafter.yaml"], ["crafter.yaml", above]))
+    expected = below["model"]["init_args"]["schedule"]
+    expected[phase]["batch_size"] = 6
+    assert stacked["model"] == below["model"]
+    assert stacked["data"] == below["data"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_sizes_are_written_once(path: Path) -> None:
+    # The data module's sizes are the only ones: those of systems and modules follow from them.
+    sizes = {*(key.rpartition(".")[2] for key in LINKED), "input_shape", "codebook_size"}
+    repeated = [key for key, _ in items(read(path)) if key.rpartition(".")[2] in sizes and not key.startswith("data.")]
+    assert repeated == []
+    assert "tokens_per_frame" not in str(read(path).get("model", {}).get("init_args", {}).get("dynamics", {}))
+    assert "segment_length" not in [key for key, _ in items(read(path)) if key != "model.init_args.segment_length"]
+
+
+def test_every_part_is_used_by_a_configuration() -> None:
+    included = {
+        (path.parent / value).resolve()
+        for path in FILES
+        for _, value in items(read(path))
+        if isinstance(value, str) and value.endswith(".yaml")
+    }
+    assert included == set((CONFIGS / "parts").glob("*.yaml"))
+
+
+def test_configurations_beside_the_shipped_ones_parse() -> None:
+    assert parse_fit(*stack(ROOT / "tests" / "tiny.yaml"))["name"] == "tiny"
+    assert parse_fit(*stack(ROOT / "tests" / "systems" / "recurrent.yaml"))["name"] == "recurrent"

@@ -1,0 +1,81 @@
+"""Parse and build configurations in this process, as the command line does, without running anything."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from jsonargparse import ArgumentParser
+from lightning.pytorch.cli import LightningArgumentParser
+
+from delta_iris.commands.cli import DeltaIrisCLI
+from delta_iris.commands.config_files import prepare_arguments
+from delta_iris.training.learner import Learner
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs"
+TINY = ROOT / "tests" / "tiny.yaml"
+
+
+class ParsedCommand(DeltaIrisCLI):
+    """A command line that is parsed and not run.
+
+    Args:
+        arguments: of the command, without the program's name.
+
+    Attributes:
+        parsers: the main parser, and those of the subcommands in their order: `fit` first.
+    """
+
+    def __init__(self, arguments: list[str]) -> None:
+        self.parsers: list[LightningArgumentParser] = []
+        # LightningCLI warns where the process, here pytest, has arguments besides these.
+        with patch.object(sys, "argv", sys.argv[:1]):
+            super().__init__(prepare_arguments(arguments))
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Keep each parser."""
+        self.parsers.append(super().init_parser(**kwargs))
+        return self.parsers[-1]
+
+    def instantiate_classes(self) -> None:
+        """Instantiate nothing."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run nothing."""
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The parsed configuration, defaults included."""
+        parsed: dict[str, Any] = self.config[self.config["subcommand"]].as_dict()
+        return parsed
+
+
+def parse_fit(*arguments: object) -> dict[str, Any]:
+    """The configuration that `fit` with these arguments amounts to, as nested dicts.
+
+    Args:
+        arguments: of the command.
+    """
+    return ParsedCommand(["fit", *map(str, arguments)]).values
+
+
+def stack(*names: object) -> list[str]:
+    """A `--config` for each name."""
+    return [f"--config={name}" for name in names]
+
+
+def build_on_meta(model: dict[str, Any]) -> Learner:
+    """Build a system without memory for its weights.
+
+    Args:
+        model: the group `model` of a parsed configuration.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Learner, "model")
+    with torch.device("meta"):
+        system: Learner = parser.instantiate_classes(parser.parse_object({"model": model})).model
+    return system
