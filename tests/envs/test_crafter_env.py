@@ -60,7 +60,8 @@ def test_rendering_does_not_change_the_episode() -> None:
             if terminated:
                 break
         frames.append(frame)
-    np.testing.assert_array_equal(*frames)
+    first, second = frames
+    np.testing.assert_array_equal(first, second)
 
 
 def test_rendering_before_reset_raises() -> None:

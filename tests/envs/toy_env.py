@@ -30,4 +30,4 @@ class BlinkEnv(gym.Env[Frame, np.int64]):
         return np.full((32, 64, 3), 20 * self.num_steps, np.uint8)
 
 
-gym.register("Blink-v0", entry_point=BlinkEnv)
+gym.register("Blink-v0", entry_point=f"{__name__}:BlinkEnv")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 import pytest
 import torch
 
+import delta_iris
 from delta_iris.data.segment import SegmentBatch
 from delta_iris.training.phase import Phase, Sampling, split_batch
 from delta_iris.training.schedule import PhaseSchedule
-from tests.helpers import make_segment, make_tokenizer
+from tests.helpers import make_segment, make_system, make_tokenizer
 
 
 @pytest.mark.parametrize(("size", "lengths"), [(None, [5]), (1, [1] * 5), (2, [2, 2, 1]), (5, [5]), (9, [5])])
@@ -40,3 +44,15 @@ def test_a_phase_trains_on_segments_in_one_step_by_default() -> None:
     assert phase.after_backward([]) == {}
     assert phase.activity.name == "tokenizer"
     assert phase.activity.unit == "steps"
+
+
+def test_nothing_above_the_systems_names_a_phase() -> None:
+    """The loop, the learner, callbacks and commands know the list of phases only."""
+    names = {phase.name for phase in make_system().phases}
+    package = Path(delta_iris.__file__).parent
+    files = [*package.glob("commands/*.py"), *package.glob("evaluation/*.py"), *package.glob("imagination/*.py")]
+    files += [path for path in package.rglob("training/**/*.py") if "systems" not in path.parts]
+    assert len(files) > 25
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text())):
+            assert not (isinstance(node, ast.Constant) and node.value in names), f"{path}:{node.lineno}"

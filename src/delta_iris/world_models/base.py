@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Generic, NamedTuple, TypeVar
+from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 import gymnasium as gym
 from torch import Tensor
@@ -49,9 +49,14 @@ class WorldModel(ABC, Generic[State]):
 
     Attributes:
         actor_input_space: what the actor-critic sees of a state: a picture (3, H, W) or a vector (D,).
+        headlines: the metrics of `evaluate` and `summarize` that are printed while training, and their labels.
     """
 
     actor_input_space: gym.spaces.Box
+    headlines: ClassVar[dict[str, str]] = {
+        "reconstruction_l2": "reconstruction L2",
+        "copy_l2": "copying the last frame",
+    }
 
     @abstractmethod
     def initial_state(self, batch: int) -> State:

@@ -94,17 +94,15 @@ class PhaseProgress(ProgressBar, PhaseCallback):
 
     def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
         """Print the held-out metrics."""
-        metrics = {
-            "reconstruction L2": ("held_out/reconstruction_l2", ".5f"),
-            "copying the last frame": ("held_out/copy_l2", ".5f"),
-            "codebook entropy": ("held_out/codebook_entropy", ".2f"),
-            "dynamics loss": ("held_out/dynamics_loss", ".3f"),
-        }
-        if self._enabled and trainer.state.fn == "fit":
-            values = trainer.callback_metrics
-            shown = [f"{text} {values[tag]:{form}}" for text, (tag, form) in metrics.items() if tag in values]
-            if shown:
-                print(f"{_epoch(trainer)}held out: {', '.join(shown)}", flush=True)
+        if not self._enabled or trainer.state.fn != "fit" or module.world_model is None:
+            return
+        labels = module.world_model.headlines | {"codebook_entropy": "codebook entropy in bits"}
+        values = trainer.callback_metrics
+        shown = [
+            f"{label} {values[tag]:.3g}" for name, label in labels.items() if (tag := f"held_out/{name}") in values
+        ]
+        if shown:
+            print(f"{_epoch(trainer)}held out: {', '.join(shown)}", flush=True)
 
 
 def _epoch(trainer: L.Trainer) -> str:

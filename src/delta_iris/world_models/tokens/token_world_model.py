@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -60,6 +60,8 @@ class TokenWorldModel(WorldModel[TokenState]):
     Raises:
         ValueError: if `context` is out of range.
     """
+
+    headlines: ClassVar[dict[str, str]] = WorldModel.headlines | {"dynamics_loss": "dynamics loss"}
 
     def __init__(
         self, tokenizer: Tokenizer, dynamics: TokenDynamics, frame_size: tuple[int, int], context: int = 6
