@@ -30,9 +30,9 @@ def make_episode(length: int, **changes: Any) -> dict[str, NDArray[Any]]:
     return {key: value for key, value in (arrays | changes).items() if value is not None}
 
 
-def save(path: Path, **arrays: NDArray[Any]) -> Path:
+def save(path: Path, **arrays: Any) -> Path:
     """Write an `.npz` file."""
-    np.savez_compressed(path, allow_pickle=False, **arrays)
+    np.savez_compressed(path, **arrays)
     return path
 
 
