@@ -20,8 +20,8 @@ CONFIGS = ROOT / "configs"
 TINY = ROOT / "tests" / "tiny.yaml"
 
 
-class ParsedCommand(DeltaIrisCLI):
-    """A command line that is parsed and not run.
+class InstantiatedCommand(DeltaIrisCLI):
+    """A command line whose classes are instantiated, but which is not run.
 
     Args:
         arguments: of the command, without the program's name.
@@ -41,11 +41,15 @@ class ParsedCommand(DeltaIrisCLI):
         self.parsers.append(super().init_parser(**kwargs))
         return self.parsers[-1]
 
-    def instantiate_classes(self) -> None:
-        """Instantiate nothing."""
-
     def _run_subcommand(self, subcommand: str) -> None:
         """Run nothing."""
+
+
+class ParsedCommand(InstantiatedCommand):
+    """A command line that is parsed only; see `InstantiatedCommand`."""
+
+    def instantiate_classes(self) -> None:
+        """Instantiate nothing."""
 
     @property
     def values(self) -> dict[str, Any]:
