@@ -5,10 +5,9 @@ from __future__ import annotations
 from functools import reduce
 from typing import Any
 
-from jsonargparse import ArgumentParser
-
 from delta_iris.commands.config_files import find_config, load_config, merge_configs
 from delta_iris.training.learner import Learner
+from delta_iris.training.systems import building
 
 __all__ = ["DATA_DEFAULTS", "build_system", "merged_config", "nest_keys"]
 
@@ -46,13 +45,7 @@ def build_system(names: list[str], overrides: dict[str, Any] | None = None) -> L
         UserError: if a file is missing or is not a configuration, or arguments do not fit together.
         argparse.ArgumentError: if a key or the type of a value is wrong.
     """
-    config = merged_config(names, overrides)
-    sizes = {key: config["data"][key] for key in DATA_DEFAULTS}
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(Learner, "model")
-    parsed = parser.parse_object({"model": merge_configs(config["model"], {"init_args": sizes})})
-    system: Learner = parser.instantiate_classes(parsed).model
-    return system
+    return building.build_system(merged_config(names, overrides))
 
 
 def nest_keys(values: dict[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,8 @@
 Runs `delta-iris fit` on real Crafter frames: a first epoch to compile and capture, a second that is measured. In each
 phase half of the steps are timed one by one, the device synchronized after each (`step_ms`, the median), and half as
 they run in training (`free_ms`, their mean, which an epoch is made of); a few more are profiled, to measure the share
-of the time in which the GPU computes. FLOPs are counted on the eager step, with attention in full, masked or not. Further
-arguments go to `delta-iris fit`. Prints a JSON line for each phase, then a table.
+of the time in which the GPU computes. FLOPs are counted on the eager step, with attention in full, masked or not.
+Further arguments go to `delta-iris fit`. Prints a JSON line for each phase, then a table.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jsonargparse import ArgumentParser
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from delta_iris.errors import UserError
 from delta_iris.legacy import is_legacy_configuration, upgrade_configuration, upgrade_weights
 from delta_iris.training.checkpoint import check_weights, load_checkpoint, run_folder
 from delta_iris.training.learner import Learner
+from delta_iris.training.systems.building import build_system
 
 __all__ = ["Agent", "export_agent", "is_exported", "load_exported", "load_pretrained"]
 
@@ -162,12 +162,7 @@ def load_pretrained(folder: Path | str, packages: tuple[str, ...] = ("delta_iris
     for class_path in _class_paths(configuration):
         if class_path.partition(".")[0] not in packages:
             raise UserError(f"{folder} names the class {class_path}: add its package to `packages` if you trust it")
-    model, data = configuration["model"], configuration["data"]
-    sizes = {key: data[key] for key in ("frame_size", "num_actions")}
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(Learner, "model")
-    parsed = parser.parse_object({"model": model | {"init_args": model["init_args"] | sizes}})
-    system: Learner = parser.instantiate_classes(parsed).model
+    system = build_system(configuration)
     check_weights(content, system.state_dict(), configuration, folder)
     system.load_state_dict(content["state_dict"])
     return Agent(system, content["frames_collected"])

@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
+from jsonargparse import ArgumentParser
 from torch import nn
 
 from delta_iris.errors import UserError
+from delta_iris.training.learner import Learner
 
-__all__ = ["argument_of", "count_parameters", "format_millions"]
+__all__ = ["argument_of", "build_system", "count_parameters", "format_millions"]
+
+
+def build_system(configuration: Mapping[str, Any]) -> Learner:
+    """Build the untrained system of a configuration, on the CPU.
+
+    Args:
+        configuration: with `model`, and `data.frame_size` and `data.num_actions`.
+
+    Raises:
+        UserError: if arguments do not fit together.
+        argparse.ArgumentError: if a key or the type of a value is wrong.
+    """
+    data, model = configuration["data"], configuration["model"]
+    sizes = {key: data[key] for key in ("frame_size", "num_actions")}
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Learner, "model")
+    parsed = parser.parse_object({"model": {**model, "init_args": {**model["init_args"], **sizes}}})
+    system: Learner = parser.instantiate_classes(parsed).model
+    return system
 
 
 @contextmanager

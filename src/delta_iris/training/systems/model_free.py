@@ -86,7 +86,8 @@ class ModelFree(Learner):
         frame_size: height and width of a frame, in pixels; taken from `data.frame_size`.
         num_actions: number of actions A; taken from `data.num_actions`.
         actor_critic: the actor-critic.
-        recent_frames: how many of the frames collected last it trains on; those of one epoch are on-policy.
+        recent_frames: trains on the latest episodes that together hold this many frames. With those of one epoch it is
+            nearly on-policy: the episodes under way at the epoch's start began under the policy before.
         schedule: how much is collected and trained in an epoch.
         compile: whether to compile training steps and launch them as CUDA graphs on a GPU; false to debug.
 
