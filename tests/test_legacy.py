@@ -148,7 +148,6 @@ def test_the_shipped_weights_get_the_names_of_the_present_system() -> None:
     parts = [torch.load(path, weights_only=True) for path in sorted(PRETRAINED.glob("*.pt"))]
     old = {name: value for part in parts for name, value in part.items()}
     configuration = upgrade_configuration(json.loads((PRETRAINED / "about.json").read_text())["configuration"])
-    init_args = configuration["model"]["init_args"] | {"frame_size": [64, 64], "num_actions": 17}
-    system = build_on_meta(configuration["model"] | {"init_args": init_args})
+    system = build_on_meta(configuration)
     own = {name: value.shape for name, value in system.state_dict().items() if ".target." not in name}
     assert {name: value.shape for name, value in upgrade_weights(old).items()} == own

@@ -8,12 +8,12 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
 
 from delta_iris.commands.cli import DeltaIrisCLI
 from delta_iris.commands.config_files import prepare_arguments
 from delta_iris.training.learner import Learner
+from delta_iris.training.systems.building import build_system
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -72,14 +72,11 @@ def stack(*names: object) -> list[str]:
     return [f"--config={name}" for name in names]
 
 
-def build_on_meta(model: dict[str, Any]) -> Learner:
+def build_on_meta(values: dict[str, Any]) -> Learner:
     """Build a system without memory for its weights.
 
     Args:
-        model: the group `model` of a parsed configuration.
+        values: a configuration with the groups `model` and `data`.
     """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(Learner, "model")
     with torch.device("meta"):
-        system: Learner = parser.instantiate_classes(parser.parse_object({"model": model})).model
-    return system
+        return build_system(values)

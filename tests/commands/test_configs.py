@@ -45,7 +45,7 @@ def parsed() -> dict[str, dict[str, Any]]:
 
 
 def build(values: dict[str, Any]) -> DeltaIris:
-    system = build_on_meta(values["model"])
+    system = build_on_meta(values)
     assert isinstance(system, DeltaIris)
     return system
 
@@ -59,7 +59,7 @@ def test_the_documented_configurations_exist() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_each_configuration_builds_a_system(parsed: dict[str, dict[str, Any]], name: str) -> None:
     values = parsed[name]
-    system = build_on_meta(values["model"])
+    system = build_on_meta(values)
     assert count_parameters(system) > 0
     assert all(parameter.is_meta for parameter in system.parameters())
     assert isinstance(system, ModelFree if name == "model_free.yaml" else DeltaIris)
