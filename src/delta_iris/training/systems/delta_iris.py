@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import nn
 
-from delta_iris.actor_critic.module import ActorCritic
 from delta_iris.actor_critic.policy import FramePolicy
 from delta_iris.data.collector import Policy
 from delta_iris.errors import UserError
 from delta_iris.training.learner import Learner
 from delta_iris.training.phase import Sampling
 from delta_iris.training.schedule import PhaseSchedule, Schedule
+from delta_iris.training.systems.actor_critic_phase import ActorCriticFactory
 from delta_iris.training.systems.building import argument_of, count_parameters, format_millions
 from delta_iris.training.systems.imagination_phase import ImaginationPhase
 from delta_iris.training.systems.token_phases import DynamicsPhase, TokenizerPhase
@@ -29,9 +29,6 @@ TokenizerFactory = Callable[[tuple[int, int], int, int], Tokenizer]
 
 DynamicsFactory = Callable[[tuple[int, int], int, int, int, int], TokenDynamics]
 """Makes dynamics from frame size, number of actions, longest segment, tokens per frame and codebook size."""
-
-ActorCriticFactory = Callable[[tuple[int, ...], int], ActorCritic]
-"""Makes an actor-critic from the shape of its input and the number of actions."""
 
 
 @dataclass(frozen=True)

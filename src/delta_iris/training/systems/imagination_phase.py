@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,14 +14,15 @@ from delta_iris.actor_critic.batch import ActorCriticBatch
 from delta_iris.actor_critic.module import ActorCritic
 from delta_iris.data.segment import SegmentBatch
 from delta_iris.imagination.rollout import ImaginedEnv, rollout
-from delta_iris.training.phase import Phase, Sampling, split_batch
+from delta_iris.training.phase import Sampling, split_batch
 from delta_iris.training.schedule import PhaseSchedule
+from delta_iris.training.systems.actor_critic_phase import ActorCriticPhase
 from delta_iris.world_models.base import WorldModel
 
 __all__ = ["ImaginationPhase"]
 
 
-class ImaginationPhase(Phase):
+class ImaginationPhase(ActorCriticPhase):
     """Trains an actor-critic on trajectories that a world model imagines from real segments.
 
     Args:
@@ -42,8 +43,8 @@ class ImaginationPhase(Phase):
         sampling: Sampling,
         schedule: PhaseSchedule,
     ) -> None:
-        super().__init__("actor_critic", "actor-critic", actor_critic, sampling, schedule)
-        self._actor_critic, self._modules, self._make_world_model = actor_critic, modules, make_world_model
+        super().__init__(actor_critic, sampling, schedule)
+        self._modules, self._make_world_model = modules, make_world_model
         self._world_model = make_world_model(*modules)
         self._copies: list[InferenceCopy[nn.Module]] = []
 
@@ -60,20 +61,7 @@ class ImaginationPhase(Phase):
 
     def prepare(self, segment: SegmentBatch) -> ActorCriticBatch:
         """Imagine trajectories from the segments, and compute their targets."""
-        imagined = rollout(ImaginedEnv(self._world_model), self._actor_critic, segment)
+        imagined = rollout(ImaginedEnv(self._world_model), self.actor_critic, segment)
         parts = split_batch(imagined, self.schedule.micro_batch_size)
-        batches = [self._actor_critic.compute_targets(part) for part in parts]
+        batches = [self.actor_critic.compute_targets(part) for part in parts]
         return tree_map(lambda *fields: torch.cat(fields), *batches) if len(batches) > 1 else batches[0]
-
-    @property
-    def batch_multiple(self) -> int:
-        """Minibatches must have equal sizes, because a captured step has fixed shapes."""
-        return self._actor_critic.num_minibatches
-
-    def minibatches(self, batch: ActorCriticBatch) -> Iterable[ActorCriticBatch]:
-        """The batches of PPO's optimizer steps, or the batch itself for REINFORCE."""
-        return self._actor_critic.minibatches(batch)
-
-    def after_batch(self) -> None:
-        """Move the target network."""
-        self._actor_critic.update_target()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,14 +11,12 @@ from delta_iris.actor_critic.policy import FramePolicy
 from delta_iris.data.collector import Policy
 from delta_iris.data.segment import SegmentBatch, to_float
 from delta_iris.training.learner import Learner
-from delta_iris.training.phase import Phase, Sampling
+from delta_iris.training.phase import Sampling
 from delta_iris.training.schedule import PhaseSchedule, Schedule
+from delta_iris.training.systems.actor_critic_phase import ActorCriticFactory, ActorCriticPhase
 from delta_iris.training.systems.building import argument_of, format_millions
 
 __all__ = ["ModelFree", "ModelFreeSchedule"]
-
-ActorCriticFactory = Callable[[tuple[int, ...], int], ActorCritic]
-"""Makes an actor-critic from the shape of its input and the number of actions."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,7 @@ class ModelFreeSchedule(Schedule):
     actor_critic: PhaseSchedule = field(default_factory=PhaseSchedule)
 
 
-class RealSegmentPhase(Phase):
+class RealSegmentPhase(ActorCriticPhase):
     """Trains an actor-critic on real segments of burn-in, horizon and one bootstrapping frame.
 
     Args:
@@ -46,12 +43,11 @@ class RealSegmentPhase(Phase):
         # All steps but those of the burn-in and the bootstrapping frame are real.
         length = actor_critic.burn_in + actor_critic.horizon + 1
         sampling = Sampling(length, actor_critic.burn_in, 1, 0.0, recent_frames)
-        super().__init__("actor_critic", "actor-critic", actor_critic, sampling, schedule)
-        self._actor_critic = actor_critic
+        super().__init__(actor_critic, sampling, schedule)
 
     def prepare(self, segment: SegmentBatch) -> ActorCriticBatch:
         """Compute the targets of the recorded trajectories."""
-        burn_in, horizon = self._actor_critic.burn_in, self._actor_critic.horizon
+        burn_in, horizon = self.actor_critic.burn_in, self.actor_critic.horizon
         acted_on = segment.slice_time(burn_in, burn_in + horizon)
         rollout = Rollout(
             to_float(segment.frames),
@@ -60,23 +56,10 @@ class RealSegmentPhase(Phase):
             acted_on.rewards,
             acted_on.terminated,
         )
-        batch = self._actor_critic.compute_targets(rollout)
+        batch = self.actor_critic.compute_targets(rollout)
         # The frame after a time limit is not stored, so that such a segment has nothing to bootstrap from.
         complete = segment.mask[:, -1:] | (acted_on.terminated[:, -1:] == 1)
         return batch._replace(alive=batch.alive & complete)
-
-    @property
-    def batch_multiple(self) -> int:
-        """Minibatches must have equal sizes, because a captured step has fixed shapes."""
-        return self._actor_critic.num_minibatches
-
-    def minibatches(self, batch: ActorCriticBatch) -> Iterable[ActorCriticBatch]:
-        """The batches of PPO's optimizer steps, or the batch itself for REINFORCE."""
-        return self._actor_critic.minibatches(batch)
-
-    def after_batch(self) -> None:
-        """Move the target network."""
-        self._actor_critic.update_target()
 
 
 class ModelFree(Learner):
