@@ -212,7 +212,7 @@ class RecurrentSystem(Learner):
         actor_critic: Callable[[tuple[int, ...], int], ActorCritic],
         dim: int = 128,
         segment_length: int = 12,
-        schedule: RecurrentSchedule = RecurrentSchedule(),  # noqa: B008  (frozen)
+        schedule: RecurrentSchedule = RecurrentSchedule(),
         compile: bool = True,
     ) -> None:
         super().__init__(schedule, compile)
@@ -225,9 +225,7 @@ class RecurrentSystem(Learner):
         starts = Sampling(self.context, self.actor_critic.burn_in, 0, 0.0)
         self.phases = [
             Phase("world_model", "world model", self.world_model, segments, schedule.world_model),
-            ImaginationPhase(
-                self.actor_critic, [self.world_model], lambda model: model, starts, schedule.actor_critic
-            ),
+            ImaginationPhase(self.actor_critic, [self.world_model], lambda model: model, starts, schedule.actor_critic),
         ]
 
     def make_policy(self, graph_pool: Any = None) -> Policy:
