@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import lightning as L
 import torch
 from jsonargparse import Namespace
+from jsonargparse.typing import PositiveInt
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.strategies import DDPStrategy
@@ -96,6 +97,12 @@ class DeltaIrisCLI(LightningCLI):
         parser.add_argument(
             "--name", type=str, default="delta_iris", help="name of the run, whose folder is in lightning_logs/<name>"
         )
+        parser.add_argument(
+            "--num_threads",
+            type=PositiveInt | None,
+            default=None,
+            help="CPU threads that PyTorch computes with; one is fastest for small models. PyTorch decides where null.",
+        )
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(EpisodeStatistics, "episodes")
         parser.add_lightning_class_args(ImageLogger, "images")
@@ -112,6 +119,8 @@ class DeltaIrisCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Decide what depends on the command: the run folder, and how several devices work together."""
         config = self._own
+        if config.num_threads is not None:
+            torch.set_num_threads(config.num_threads)
         trainer = config.trainer
         checkpoint = config.get("ckpt_path")
         if checkpoint is not None and is_exported(Path(checkpoint)):
