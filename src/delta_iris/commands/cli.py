@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 import lightning as L
 import torch
 from jsonargparse import Namespace
-from jsonargparse.typing import PositiveInt
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.strategies import DDPStrategy
@@ -99,7 +98,7 @@ class DeltaIrisCLI(LightningCLI):
         )
         parser.add_argument(
             "--num_threads",
-            type=PositiveInt | None,
+            type=int | None,
             default=None,
             help="CPU threads that PyTorch computes with; one is fastest for small models. PyTorch decides where null.",
         )
@@ -120,6 +119,8 @@ class DeltaIrisCLI(LightningCLI):
         """Decide what depends on the command: the run folder, and how several devices work together."""
         config = self._own
         if config.num_threads is not None:
+            if config.num_threads < 1:
+                raise UserError(f"num_threads is {config.num_threads}: it must be 1 or more")
             torch.set_num_threads(config.num_threads)
         trainer = config.trainer
         checkpoint = config.get("ckpt_path")
