@@ -46,7 +46,11 @@ def train_and_test(folder: Path, *options: object) -> tuple[float, str]:
 
 
 def test_a_shortened_first_epoch_is_clearly_better_than_random(tmp_path: Path) -> None:
-    options = [f"--model.schedule.{phase}.first_epoch_steps=400" for phase in ("tokenizer", "dynamics")]
+    options = [
+        "--model.schedule.tokenizer.first_epoch_steps=450",
+        "--model.tokenizer.optimizer.lr_decay_steps=450",
+        "--model.schedule.dynamics.first_epoch_steps=400",
+    ]
     # The mean of 200 episodes of random actions is below 1.75 in 99.9 % of all cases.
     assert train_and_test(tmp_path, "--trainer.max_epochs=1", *options)[0] > 2 * RANDOM
 
