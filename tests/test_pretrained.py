@@ -223,7 +223,6 @@ def test_classes_of_other_packages_are_refused_and_not_imported(exported: Path, 
     assert foreign not in sys.modules
 
 
-@pytest.mark.xfail(reason="only names under `class_path` are checked, and other errors of the parser pass through")
 def test_a_callable_that_is_named_without_class_path_is_not_imported(exported: Path, foreign: str) -> None:
     """The parser takes the name of a function in place of a group with `class_path`."""
     edit_about(

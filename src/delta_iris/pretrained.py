@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import re
 import shutil
+from argparse import ArgumentError
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -159,18 +161,25 @@ def load_pretrained(folder: Path | str, packages: tuple[str, ...] = ("delta_iris
     folder = Path(folder)
     content = load_exported(folder)
     configuration = content["configuration"]
-    for class_path in _class_paths(configuration):
-        if class_path.partition(".")[0] not in packages:
-            raise UserError(f"{folder} names the class {class_path}: add its package to `packages` if you trust it")
-    system = build_system(configuration)
+    for name in _dotted_names(configuration["model"]):
+        if name.partition(".")[0] not in packages:
+            raise UserError(f"{folder} names the class {name}: add its package to `packages` if you trust it")
+    try:
+        system = build_system(configuration)
+    except (ArgumentError, KeyError, TypeError) as error:
+        raise UserError(f"{folder} has an invalid configuration: {' '.join(str(error).split())[:300]}") from error
     check_weights(content, system.state_dict(), configuration, folder)
     system.load_state_dict(content["state_dict"])
     return Agent(system, content["frames_collected"])
 
 
-def _class_paths(content: Any) -> Iterator[str]:
+def _dotted_names(content: Any) -> Iterator[str]:
+    """All strings that could be the name of a class or a function: jsonargparse takes them in place of groups too."""
     if isinstance(content, dict):
-        if isinstance(content.get("class_path"), str):
-            yield content["class_path"]
         for value in content.values():
-            yield from _class_paths(value)
+            yield from _dotted_names(value)
+    elif isinstance(content, list):
+        for value in content:
+            yield from _dotted_names(value)
+    elif isinstance(content, str) and re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", content):
+        yield content

@@ -45,27 +45,19 @@ def shorten_parser_message(message: str) -> str:
     Args:
         message: of several lines, which list why each type that would be possible does not fit.
     """
-    lines = [line.strip(" -") for line in message.splitlines()]
-    key = re.search(r"Parser key \"([\w.]+)\"", message)
-    nested = re.search(r"NestedArg\(key='([\w.]+)'", message)
-    parts = [key.group(1) if key else "", nested.group(1) if nested else ""]
-    path = ".".join(part for part in parts if part)
-    unknown = re.search(r"Option '([\w.]+)' is not accepted", message)
-    if unknown:
-        path = path.removesuffix(f".{unknown.group(1)}")
-        return f"{path} has no key {unknown.group(1)!r}: see --print_config for those that it has"
-    group = re.search(r"Group '([\w.]+)' does not accept (?:nested )?(?:option|key) '([\w.]+)'", message)
-    if group:
-        return f"{group.group(1)} has no key {group.group(2)!r}: see --print_config for those that it has"
-    option = re.search(r"nrecognized arguments: --([\w.]+)\.(\w+)", message)
-    if option:
-        return f"{option.group(1)} has no key {option.group(2)!r}: see --print_config for those that it has"
-    expected = [line for line in lines if line.startswith("Expected a") and "NoneType" not in line]
-    if path and expected:
-        wanted = re.sub(r"Expected an? <class '(?:\w+\.)*(\w+)'>", r"expected \1", expected[-1].split(". Got value")[0])
-        value = re.search(r"val=(.*)\)$", message.strip())
-        return f"{path}: {wanted}" + (f", got {value.group(1)}" if value else "")
-    text = " ".join(line for line in lines if line)
+    keys = list(dict.fromkeys(re.findall(r"Parser key \"([\w.]+)\"", message)))
+    path, advice = ".".join(keys), "see --print_config for those that it has"
+    if unknown := re.search(r"Option '([\w.]+)' is not accepted", message):
+        return f"{path} has no key {unknown.group(1)!r}: {advice}"
+    if group := re.search(r"Group '([\w.]+)' does not accept (?:nested )?(?:option|key) '([\w.]+)'", message):
+        return f"{'.'.join([*keys, group.group(1)])} has no key {group.group(2)!r}: {advice}"
+    if option := re.search(r"nrecognized arguments: --([\w.]+)\.(\w+)", message):
+        return f"{option.group(1)} has no key {option.group(2)!r}: {advice}"
+    wrong = re.search(r"Expected an? <class '(?:\w+\.)*(?!NoneType)(\w+)'>", message)
+    value = re.search(r"Got value: (.+?)(?:\. Got value|\n|$)", message)
+    if path and wrong:
+        return f"{path}: expected {wrong.group(1)}" + (f", got {value.group(1)!r}" if value else "")
+    text = " ".join(line.strip(" -") for line in message.splitlines() if line.strip())
     return text if len(text) < 300 else text[:297] + "..."
 
 

@@ -65,13 +65,16 @@ def load_config(path: Path) -> dict[str, Any]:
     Raises:
         UserError: if a file is missing or no mapping in YAML, or a key is set that is taken from another.
     """
-    content = _include(_read(path), path.parent)
+    content = _include(_read(path), path.parent, (path.resolve(),))
     if is_legacy_configuration(content):
         print(f"configuration {path}: translated from the names of version 0.1")
         return upgrade_configuration(content)
     for key in _keys(content):
         if key in LINKED:
             raise UserError(f"{path}: {key} is taken from {LINKED[key]}: set that instead")
+    for group in ("trainer", "data", "model"):
+        if not isinstance(content.get(group, {}), Mapping):
+            raise UserError(f"{path}: {group} is {content[group]!r}: it must be a group of keys")
     return content
 
 
@@ -118,7 +121,7 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
         name = value if equals else next(iterator, "")
         position = len(rest)
         if "\n" in name:  # merged before: Lightning starts the other processes with the arguments of this one
-            merged = merge_configs(merged, yaml.safe_load(name))
+            merged = merge_configs(merged, _parse(name, "--config"))
             continue
         path = find_config(name)
         if str(path) != name:
@@ -131,19 +134,37 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as YAML: {error}") from error
+    return _parse(text, str(path))
+
+
+def _parse(text: str, source: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{source} cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} is not a configuration: it must be a YAML mapping")
+        raise UserError(f"{source} is not a configuration: it must be a YAML mapping")
     return content
 
 
-def _include(value: Any, folder: Path) -> Any:
+def _include(value: Any, folder: Path, includes: tuple[Path, ...]) -> Any:
+    """Replace the paths of files by their content.
+
+    Args:
+        value: part of a configuration.
+        folder: of the file that it stands in.
+        includes: the files that led to it, none of which may be included again.
+    """
     if isinstance(value, Mapping):
-        return {key: _include(item, folder) for key, item in value.items()}
+        return {key: _include(item, folder, includes) for key, item in value.items()}
     if isinstance(value, str) and value.endswith(".yaml"):
-        return _include(_read(folder / value), (folder / value).parent)
+        path = (folder / value).resolve()
+        if path in includes:
+            raise UserError(f"{includes[-1]} includes {value}, which includes it: one of the two must not")
+        return _include(_read(path), path.parent, (*includes, path))
     return value
 
 
