@@ -132,11 +132,11 @@ def test_entropy_of_codes_is_in_bits() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"size": 0}, r"codebook\.size is 0"),
-        ({"dim": 0}, r"codebook\.dim 0"),
-        ({"decay": -0.1}, r"codebook\.decay is -0\.1: it must be at least 0 and below 1"),
-        ({"decay": 1.0}, r"codebook\.decay is 1\.0: it must be at least 0 and below 1"),
-        ({"usage_decay": 1.0}, r"codebook\.usage_decay is 1\.0"),
+        ({"size": 0}, r"size is 0"),
+        ({"dim": 0}, r"dim 0"),
+        ({"decay": -0.1}, r"decay is -0\.1: it must be at least 0 and below 1"),
+        ({"decay": 1.0}, r"decay is 1\.0: it must be at least 0 and below 1"),
+        ({"usage_decay": 1.0}, r"usage_decay is 1\.0"),
     ],
 )
 def test_invalid_arguments_raise(changes: dict[str, float], message: str) -> None:
