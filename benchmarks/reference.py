@@ -68,8 +68,8 @@ def compare(before: Path, after: Path) -> None:
         differences = list(_differences(old[case], new[case]))
         same &= not differences
         weights, series = _summary(new[case]["state_dict"]), len(new[case]["scalars"])
-        told = f"equal: {series} series, weights {weights}" if not differences else "DIFFERS"
-        print(f"{case:24}{told}")
+        outcome = f"equal: {series} series, weights {weights}" if not differences else "DIFFERS"
+        print(f"{case:24}{outcome}")
         for line in differences:
             print(f"    {line}")
     if not same:

@@ -44,6 +44,21 @@ def test_mean_of_averaged_two_hots_is_the_average_value() -> None:
     torch.testing.assert_close(codec.mean(mixture.log()), values.mean(), rtol=2e-6, atol=0)
 
 
+@given(st.lists(floats, min_size=1, max_size=20))
+def test_mean_of_two_hot_in_symlog_space_is_the_value(values: list[float]) -> None:
+    codec, x = SymlogTwoHot(symlog_mean=True), torch.tensor(values)
+    # Symlogs up to 20 are sums of rounded terms, to some 2^-19; symexp makes that a relative error of the value.
+    torch.testing.assert_close(codec.mean(codec.two_hot(x).log()), x, rtol=1e-5, atol=1e-5)
+
+
+def test_in_symlog_space_the_mean_of_a_mixture_is_below_the_average_value() -> None:
+    values = torch.tensor([1.0, 9.0])
+    codec = SymlogTwoHot(symlog_mean=True)
+    found = codec.mean(codec.two_hot(values).mean(0).log())
+    torch.testing.assert_close(found, symexp(symlog(values).mean()), rtol=1e-5, atol=0)
+    assert 3.4 < float(found) < 3.5
+
+
 def test_initial_logits_have_mean_zero_and_small_tails() -> None:
     codec = SymlogTwoHot()
     # The bins of one sign add up to a mean of 0.1, summed in float32.

@@ -220,3 +220,14 @@ def test_invalid_arguments_raise() -> None:
     schedule = ModelFreeSchedule(CollectionSchedule(72), PhaseSchedule(batch_size=8))
     with pytest.raises(UserError, match=r"schedule\.actor_critic\.batch_size is 8: make it a multiple of 3"):
         check_configuration(make_model_free(schedule, **MULTI_EPOCH), make_catch_data(), 1)
+
+
+def test_a_horizon_that_no_episode_is_long_enough_for_gives_one_line(tmp_path: Path) -> None:
+    system, data = make_model_free(SCHEDULE, horizon=EPISODE_LENGTH + 1), make_catch_data()
+    trainer = make_trainer(tmp_path, max_epochs=1)
+    install_loops(trainer)
+    try:
+        with pytest.raises(UserError, match=r"actor_critic: no episode is long enough .*: use a shorter horizon"):
+            trainer.fit(system, data)
+    finally:
+        data.teardown("fit")

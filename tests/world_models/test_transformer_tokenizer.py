@@ -18,7 +18,8 @@ from tests.world_models.tokenizer_helpers import decode, encode_latents, train_s
 
 VARIANTS: list[dict[str, Any]] = [
     {},
-    {"difference": False, "previous_patches": False, "num_transforms": 0},  # the paper to the letter
+    {"difference": False, "previous_patches": False, "num_transforms": 0},
+    {"attention": "causal", "difference": False, "previous_patches": False, "num_transforms": 0},  # the paper's form
     {"patch_size": 8, "encoder_layers": (1, 1), "decoder_layers": (1, 1)},
     {"patch_size": 16, "encoder_layers": (1,), "decoder_layers": (1,)},
 ]
@@ -98,6 +99,21 @@ def test_decoding_with_a_cache_equals_the_whole_segment(changes: dict[str, Any],
         ]
     # float32 sums in another order: a few units of the last place of values around one.
     torch.testing.assert_close(torch.cat(parts, 1)[real], whole[real], atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("attention", "depends"), [("causal", False), ("block_causal", True)])
+def test_the_first_patch_depends_on_later_tokens_of_its_frame_only_without_causal_attention(
+    attention: str, depends: bool
+) -> None:
+    tokenizer, segment = make_tokenizer(attention=attention, num_transforms=0), make_segment()
+    with torch.no_grad():
+        tokens = tokenizer.encode(segment.frames, segment.actions, segment.mask)
+        other = tokens.clone()
+        other[:, -1, -1] = (other[:, -1, -1] + 1) % tokenizer.codebook_size
+        before, after = decode(tokenizer, segment, tokens)[:, -1], decode(tokenizer, segment, other)[:, -1]
+    # Patches of the helper's tokenizer have four pixels a side; the first is the top left one.
+    assert torch.equal(before[..., :4, :4], after[..., :4, :4]) is not depends
+    assert not torch.equal(before[..., -4:, -4:], after[..., -4:, -4:])
 
 
 def test_frame_features_computed_before_give_the_same_frames(tokenizer: TransformerTokenizer) -> None:

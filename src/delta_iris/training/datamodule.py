@@ -300,13 +300,21 @@ class ReplayDataModule(L.LightningDataModule):
             steps: number of batches.
             update_counts: whether the draws lower the priority of the episodes in later draws.
             skip: batches that were trained on before an interruption.
+
+        Raises:
+            UserError: if no episode is long enough for the phase's segments.
         """
         sampler = self.samplers[phase.name]
         self._phase_start = (phase.name, sampler.state_dict())
         key = f"model.init_args.schedule.{phase.name}.batch_size"
         batch_size = self.split_across_ranks(key, phase.schedule.batch_size)
         # All draws now: they are cheap, and an interrupted phase can then resume at any batch.
-        batches = [sampler.draw(self.replay.lengths, batch_size, update_counts) for _ in range(steps)]
+        try:
+            batches = [sampler.draw(self.replay.lengths, batch_size, update_counts) for _ in range(steps)]
+        except ValueError as error:
+            raise UserError(
+                f"{phase.name}: {error}: use a shorter horizon or burn_in, or collect more frames"
+            ) from error
         dataset = SegmentDataset(self.replay.folder, self.frame_shape, sampler.length)
         return segment_loader(dataset, batches, self.num_workers, skip, pin_memory=torch.cuda.is_available())
 
