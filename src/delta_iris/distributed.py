@@ -17,23 +17,28 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def average_gradients(parameters: Iterable[Tensor]) -> None:
-    """Average gradients over all processes in place, with a single all-reduce.
+def average_gradients(parameters: Iterable[Tensor], loss: Tensor) -> Tensor:
+    """Average gradients over all processes in place, and the loss with them, in a single all-reduce.
 
     Args:
         parameters: parameters whose gradients are averaged; those without a gradient are skipped. The same parameters
             must have gradients on all processes.
+        loss: () detached loss of this process.
+
+    Returns:
+        () the average loss. It is NaN or infinite on all processes if it is on one, and so are the gradients.
     """
     if world_size() == 1:
-        return
+        return loss
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    flat = torch.cat([*(gradient.flatten() for gradient in gradients), loss.to(gradients[0].dtype).view(1)])
     dist.all_reduce(flat)
     flat /= world_size()
-    averages = flat.split([gradient.numel() for gradient in gradients])
+    *averages, average_loss = flat.split([*(gradient.numel() for gradient in gradients), 1])
     torch._foreach_copy_(
         gradients, [average.view_as(gradient) for average, gradient in zip(averages, gradients, strict=True)]
     )
+    return average_loss.view(())
 
 
 def gather_objects(local: Any) -> list[Any]:

@@ -199,11 +199,18 @@ class ActorCritic(L.LightningModule):
         return self.loss(batch).to_dict()
 
     @torch.no_grad()
-    def update_target(self) -> None:
-        """Move the target network, encoder and LSTM included, towards the network."""
+    def update_target(self, skip: Tensor | None = None) -> None:
+        """Move the target network, encoder and LSTM included, towards the network.
+
+        Args:
+            skip: () bool, whether to leave it as it is; read on the device.
+        """
         targets: list[Tensor] = list(self.target.parameters())
         sources: list[Tensor] = list(self.network.parameters())
-        torch._foreach_lerp_(targets, sources, 1 - self.target_ema_decay)
+        if skip is None:
+            torch._foreach_lerp_(targets, sources, 1 - self.target_ema_decay)
+            return
+        torch._foreach_lerp_(targets, sources, [~skip * (1 - self.target_ema_decay)] * len(targets))
 
     def configure_optimizers(self) -> Any:
         """AdamW, which is Adam without weight decay; see `make_optimizer`."""

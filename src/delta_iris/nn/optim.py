@@ -1,4 +1,4 @@
-"""AdamW with learning rate warm-up and decay."""
+"""AdamW with learning rate warm-up and decay, and steps that a flag on the device skips."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-__all__ = ["OptimizerConfig", "make_optimizer"]
+__all__ = ["OptimizerConfig", "make_optimizer", "mask_step", "rewind_schedule"]
 
 
 @dataclass(frozen=True)
@@ -86,3 +86,41 @@ def make_optimizer(module: nn.Module, config: OptimizerConfig) -> tuple[torch.op
         return warmup * (1 + (config.min_lr_factor - 1) * decayed_fraction)
 
     return optimizer, LambdaLR(optimizer, lr_factor)
+
+
+def mask_step(optimizer: torch.optim.Optimizer, skip: Tensor) -> bool:
+    """Let the next `step` of an optimizer change nothing, neither weights nor its own state, if a flag says so.
+
+    The host does not wait for the device if the optimizer is fused, as `make_optimizer`'s is on a GPU. The host reads
+    the flag for any other optimizer.
+
+    Args:
+        optimizer: optimizer whose gradients have been computed.
+        skip: () float32, 1 to skip the step and 0 to take it.
+
+    Returns:
+        Whether the host knows that the step is skipped; always False for a fused optimizer.
+    """
+    # A checkpoint brings its own groups, so that one from a GPU is fused on a CPU as well, and the other way round.
+    if all(group.get("fused") for group in optimizer.param_groups):
+        # The flag by which GradScaler skips a step of mixed precision; the kernels read it on the device.
+        optimizer.found_inf = skip  # type: ignore[attr-defined]
+        return False
+    if not bool(skip):
+        return False
+    # Parameters without a gradient are left out of a step.
+    optimizer.zero_grad()
+    return True
+
+
+def rewind_schedule(schedule: LambdaLR, steps: int) -> None:
+    """Take back steps of a learning rate schedule.
+
+    Args:
+        schedule: schedule of `make_optimizer`.
+        steps: number of steps to take back.
+    """
+    schedule.last_epoch -= steps
+    groups = schedule.optimizer.param_groups
+    for group, rate, factor in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+        group["lr"] = rate * factor(schedule.last_epoch)

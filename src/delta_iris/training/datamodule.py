@@ -18,7 +18,7 @@ from delta_iris.data.recorded_episodes import add_recorded_episodes, find_record
 from delta_iris.data.replay import Replay
 from delta_iris.data.replay_reader import ReplayReader
 from delta_iris.data.sampler import SegmentSampler
-from delta_iris.data.segment import SegmentBatch
+from delta_iris.data.segment import SegmentBatch, SegmentIndex
 from delta_iris.distributed import gather_objects
 from delta_iris.envs.vector import check_env, make_vector_env
 from delta_iris.errors import UserError
@@ -98,6 +98,7 @@ class ReplayDataModule(L.LightningDataModule):
         self.recorded_paths: list[Path] = []
         self.committed_position: dict[str, int] = {}
         self._phase_start: tuple[str, dict[str, Any]] | None = None
+        self._phase_batches: list[list[SegmentIndex]] = []
         self._restored_random: dict[str, Any] | None = None
         self._held_out: tempfile.TemporaryDirectory[str] | None = None
         self._run_seed: int | None = None
@@ -315,8 +316,13 @@ class ReplayDataModule(L.LightningDataModule):
             raise UserError(
                 f"{phase.name}: {error}: use a shorter horizon or burn_in, or collect more frames"
             ) from error
+        self._phase_batches = batches
         dataset = SegmentDataset(self.replay.folder, self.frame_shape, sampler.length)
         return segment_loader(dataset, batches, self.num_workers, skip, pin_memory=torch.cuda.is_available())
+
+    def episodes_of(self, batch_idx: int) -> list[int]:
+        """The episodes of this process's replay, in order, that a batch of the present phase was drawn from."""
+        return sorted({episode for episode, _ in self._phase_batches[batch_idx]})
 
     def end_phase(self) -> None:
         """Mark a phase as complete: checkpoints saved from now on hold the sampler's state after it."""

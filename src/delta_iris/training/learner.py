@@ -11,6 +11,7 @@ from typing import Any, cast
 import lightning as L
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -18,16 +19,22 @@ from delta_iris.acceleration.compile import compiled_regions
 from delta_iris.acceleration.cuda_graph import CudaGraphed
 from delta_iris.data.collector import Policy
 from delta_iris.data.segment import SegmentBatch
-from delta_iris.distributed import average_gradients
+from delta_iris.distributed import average_gradients, gather_objects
 from delta_iris.errors import UserError
 from delta_iris.evaluation.world_model import WorldModelEvaluator
+from delta_iris.nn.optim import mask_step, rewind_schedule
 from delta_iris.nn.transformer import autocast_dtype
 from delta_iris.training.checkpoint import check_weights
+from delta_iris.training.metrics_window import SKIPPED, MetricsWindow, StepInfo
 from delta_iris.training.phase import Phase, split_batch
 from delta_iris.training.schedule import Schedule
+from delta_iris.training.skipped_steps import SkippedSteps
 from delta_iris.world_models.base import WorldModel
 
 __all__ = ["Learner"]
+
+MAX_DESCRIBED = 3
+"""Number of skipped steps whose batches are described; those in a row often have the same cause."""
 
 
 class Learner(L.LightningModule):
@@ -38,12 +45,18 @@ class Learner(L.LightningModule):
     Args:
         schedule: how much is collected and trained in an epoch.
         compile: whether to compile training steps and launch them as CUDA graphs on a GPU; false to debug.
+        max_skipped_steps: number of optimizer steps in a row that may be skipped because a loss or gradient is NaN or
+            infinite; more of them end the run.
 
     Attributes:
         phases: in the order in which they run in an epoch.
         world_model: what imagination and evaluation use; None for a model-free system.
         segment_length: steps of held-out segments.
         context: real frames that held-out imagination starts from.
+        phase_metrics: means that the present phase logged last; empty before.
+
+    Raises:
+        UserError: if `max_skipped_steps` is negative.
     """
 
     phases: list[Phase]
@@ -51,9 +64,11 @@ class Learner(L.LightningModule):
     segment_length: int
     context: int
 
-    def __init__(self, schedule: Schedule, compile: bool = True) -> None:
+    def __init__(self, schedule: Schedule, compile: bool = True, max_skipped_steps: int = 20) -> None:
         super().__init__()
-        self.schedule, self.use_compile = schedule, compile
+        if max_skipped_steps < 0:
+            raise UserError(f"model.init_args.max_skipped_steps is {max_skipped_steps}: it must be 0 or more")
+        self.schedule, self.use_compile, self.max_skipped_steps = schedule, compile, max_skipped_steps
         self.automatic_optimization = False
         self.configuration: dict[str, Any] = {}
         # Of loaded weights: the frames they have learned from, and the folder they were exported to.
@@ -62,9 +77,10 @@ class Learner(L.LightningModule):
         self.held_out_segment: SegmentBatch | None = None
         self.phase_metrics: dict[str, float] = {}
         self._phase_index = 0
-        self._metric_names: list[str] = []
-        self._metric_sum: Tensor | None = None
-        self._metric_count = 0
+        self._metrics = MetricsWindow()
+        self._restored_metrics: dict[str, Any] | None = None
+        self._skipped: dict[str, SkippedSteps] = {}
+        self._skip_batch: Tensor | None = None
         self._evaluator: WorldModelEvaluator
         self._step_functions: dict[str, tuple[Callable[..., Any], Callable[..., dict[str, Tensor]]]] = {}
 
@@ -94,8 +110,11 @@ class Learner(L.LightningModule):
         return self.phases[self._phase_index]
 
     def configure_optimizers(self) -> Any:
-        """One optimizer and one learning-rate schedule for each phase, in their order."""
-        return [phase.module.configure_optimizers() for phase in self.phases]
+        """One optimizer and one learning-rate schedule `lr/<phase>` for each phase, in their order."""
+        configured = [phase.module.configure_optimizers() for phase in self.phases]
+        for phase, each in zip(self.phases, configured, strict=True):
+            each["lr_scheduler"]["name"] = f"lr/{phase.name}"
+        return configured
 
     @property
     def is_accelerated(self) -> bool:
@@ -116,25 +135,40 @@ class Learner(L.LightningModule):
             return [optimizers], [cast(LambdaLR, schedules)]
         return optimizers, cast(list[LambdaLR], schedules)
 
-    def start_phase(self, index: int) -> None:
-        """Train the phase at this index from now on."""
+    def start_phase(self, index: int, resumed: bool = False) -> None:
+        """Train the phase at an index from now on.
+
+        Args:
+            index: index of the phase.
+            resumed: whether a checkpoint was made within this phase: metrics that it had not logged yet are restored.
+        """
         self._phase_index = index
-        self._metric_sum, self._metric_names, self._metric_count, self.phase_metrics = None, [], 0, {}
+        state, self._restored_metrics = self._restored_metrics, None
+        self._metrics = MetricsWindow.from_state(state, self.device) if resumed and state else MetricsWindow()
+        self.phase_metrics = {}
         self.phase.on_start()
 
     def training_step(self, segment: SegmentBatch, batch_idx: int) -> None:
-        """Train the present phase on a batch, in one or more optimizer steps."""
+        """Train the present phase on a batch, in one or more optimizer steps.
+
+        A step whose loss or gradient is not finite changes nothing; see `forward_backward`.
+        """
         phase, index = self.phase, self._phase_index
         optimizers, schedules = self._optimizers_and_schedules()
+        skips = []
         try:
             with compiled_regions(self.is_accelerated):
                 prepare, forward_backward = self.step_functions(phase)
                 batch = prepare(segment)
                 for minibatch in phase.minibatches(batch):
                     metrics = forward_backward(minibatch)
+                    known_skip = mask_step(optimizers[index].optimizer, metrics[SKIPPED])
                     optimizers[index].step()
-                    schedules[index].step()
-                    self._add_metrics(metrics)
+                    if not known_skip:
+                        schedules[index].step()
+                    # A copy, because a captured step overwrites its results.
+                    skips.append(metrics[SKIPPED].bool())
+                    self._metrics.add(metrics, StepInfo(self.trainer.global_step, batch_idx, not known_skip))
         except torch.OutOfMemoryError as error:
             size = phase.schedule.micro_batch_size or "all segments at once"
             raise UserError(
@@ -142,12 +176,13 @@ class Learner(L.LightningModule):
                 f"(now {size}), which leaves the results equal{phase.out_of_memory_hint}; the last checkpoint is safe: "
                 "resume it with --ckpt_path"
             ) from error
-        if self._metric_count >= self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        self._skip_batch = torch.stack(skips).all()
+        if len(self._metrics) >= self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
             self.flush_metrics()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Let the phase update what follows the trained weights."""
-        self.phase.after_batch()
+        self.phase.after_batch(self._skip_batch)
 
     def step_functions(self, phase: Phase) -> tuple[Callable[..., Any], Callable[..., dict[str, Tensor]]]:
         """`phase.prepare` and `forward_backward`; accelerated, each is a CUDA graph."""
@@ -170,12 +205,16 @@ class Learner(L.LightningModule):
     def forward_backward(self, phase: Phase, batch: Any) -> dict[str, Tensor]:
         """Compute the gradients of a phase's module, average them over processes and clip them.
 
+        If the loss of any process or the norm of the average gradient is NaN or infinite, the step is to be skipped.
+        All processes decide equally, from the same numbers, and the host does not wait for the decision: it is a flag on
+        the device, which masks all that the step changes.
+
         Args:
             phase: whose module is trained.
             batch: one of its minibatches. It is computed in parts of `micro_batch_size`, with the same result.
 
         Returns:
-            loss, metrics and `gradient_norm`.
+            loss, metrics and `gradient_norm`, and `skipped`: () float32, 1 to skip the step.
         """
         module = phase.module
         for parameter in module.parameters():
@@ -189,12 +228,12 @@ class Learner(L.LightningModule):
             aux.append(output.aux)
             for name, value in output.to_dict().items():
                 metrics[name] = metrics[name] + value.detach() if name in metrics else value.detach()
-        average_gradients(module.parameters())
-        metrics |= phase.after_backward(aux)
+        average_loss = average_gradients(module.parameters(), metrics["loss"])
         # Clipped here, because the Trainer does not clip in manual optimization.
         config: Any = module.optimizer_config
-        metrics["gradient_norm"] = nn.utils.clip_grad_norm_(module.parameters(), config.max_grad_norm)
-        return metrics
+        norm = nn.utils.clip_grad_norm_(module.parameters(), config.max_grad_norm)
+        skip = ~(average_loss.isfinite() & norm.isfinite())
+        return metrics | phase.after_backward(aux, skip) | {"gradient_norm": norm, SKIPPED: skip.float()}
 
     def release_graphs(self) -> None:
         """Free the CUDA graphs of the steps; they are captured again when they are needed."""
@@ -218,40 +257,85 @@ class Learner(L.LightningModule):
 
     # --- metrics ---
 
-    def _add_metrics(self, metrics: dict[str, Tensor]) -> None:
-        """Sum a step's metrics on the device, as one small tensor a step."""
-        values = torch.stack([value.detach().float() for value in metrics.values()])
-        self._metric_names = list(metrics)
-        self._metric_sum = values if self._metric_sum is None else self._metric_sum + values
-        self._metric_count += 1
-
     def flush_metrics(self) -> None:
-        """Log the means since the last call. This is the only time the host waits for the device.
+        """Log the means since the last call, and report skipped steps. Only here does the host wait for the device.
 
         Raises:
-            UserError: if a loss is not finite.
+            UserError: if more than `max_skipped_steps` steps in a row were skipped.
         """
-        if self._metric_count == 0:
+        window, self._metrics = self._metrics, MetricsWindow()
+        if len(window) == 0:
             return
-        assert self._metric_sum is not None
-        means = self.trainer.strategy.reduce(self._metric_sum / self._metric_count, reduce_op="mean")
-        values = dict(zip(self._metric_names, means.tolist(), strict=True))
-        self._metric_sum, self._metric_count = None, 0
         name = self.phase.name
-        if not all(map(_is_finite, values.values())):
-            bad = ", ".join(key for key, value in values.items() if not _is_finite(value))
-            raise UserError(
-                f"{name}: {bad} became infinite or NaN before step {self.trainer.global_step}; the last checkpoint is "
-                f"from before and safe: resume it with --ckpt_path and a smaller "
-                f"model.init_args.{name}.init_args.optimizer.learning_rate, or trainer.precision=32-true"
-            )
-        self.phase_metrics = values
+        names, means = window.means()
+        values: dict[str, float] = {}
+        if means is not None:
+            # All processes skip the same steps, so that they are all here, or none is.
+            means = self.trainer.strategy.reduce(means, reduce_op="mean")
+            self.phase_metrics = values = dict(zip(names, means.tolist(), strict=True))
+        skipped = window.skipped()
+        if skipped or name in self._skipped:
+            self._count_skipped(window.steps(), skipped)
+            values = values | {"skipped_steps": float(self._skipped[name].total)}
         self.log_now({f"{name}/{key}": value for key, value in values.items()}, self.trainer.global_step)
 
+    def _count_skipped(self, steps: list[StepInfo], skipped: list[tuple[StepInfo, dict[str, float]]]) -> None:
+        """Count and report skipped steps, take back those of the schedule, and end the run if there are too many."""
+        phase = self.phase
+        count = self._skipped.setdefault(phase.name, SkippedSteps())
+        rewind_schedule(
+            self._optimizers_and_schedules()[1][self._phase_index], sum(step.scheduled for step, _ in skipped)
+        )
+        if skipped:
+            rank_zero_warn(self._describe_skipped(skipped, len(steps)))
+        skipped_steps = {step for step, _ in skipped}
+        for step in steps:
+            count.count(step.global_step, step in skipped_steps)
+            if count.in_a_row > self.max_skipped_steps:
+                raise UserError(
+                    f"{phase.name}: the loss or its gradient became infinite or NaN, and {count.in_a_row} optimizer "
+                    f"steps in a row, from step {count.first} on, were skipped: resume a checkpoint from before that "
+                    f"step with --ckpt_path and a smaller model.init_args.{phase.name}.init_args.optimizer."
+                    "learning_rate, or trainer.precision=32-true; model.init_args.max_skipped_steps "
+                    f"({self.max_skipped_steps}) is how many in a row are allowed"
+                )
+
+    def _describe_skipped(self, skipped: list[tuple[StepInfo, dict[str, float]]], steps: int) -> str:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        shown = skipped[:MAX_DESCRIBED]
+        own = [(metrics["loss"], data.episodes_of(step.batch_idx)) for step, metrics in shown]
+        ranks = gather_objects(own)
+        described = []
+        for index, (step, metrics) in enumerate(shown):
+            parts = [
+                (f"rank {rank} " if len(ranks) > 1 else "") + f"loss {loss:.4g} on episodes {', '.join(map(str, each))}"
+                for rank, (loss, each) in enumerate(values[index] for values in ranks)
+            ]
+            described.append(f"{step.global_step} (gradient norm {metrics['gradient_norm']:.4g}; {'; '.join(parts)})")
+        more = f" and {len(skipped) - len(shown)} more" if len(skipped) > len(shown) else ""
+        return (
+            f"{self.phase.name}: {len(skipped)} of the last {steps} optimizer steps were skipped, because the loss or "
+            f"its gradient is NaN or infinite: step {', '.join(described)}{more}"
+        )
+
+    @property
+    def skipped_in_a_row(self) -> int:
+        """Optimizer steps that were skipped since the last one taken, in the phase where they are most.
+
+        Counted when metrics are flushed, which the end of a phase does. Weights may be what makes them skip.
+        """
+        return max((count.in_a_row for count in self._skipped.values()), default=0)
+
     def log_now(self, values: dict[str, float], step: int) -> None:
-        """Pass values to all loggers, at a step of the caller's choice."""
+        """Pass values to all loggers, at a step of the caller's choice, and to `callback_metrics` to be monitored.
+
+        Args:
+            values: by tag. All processes must call this with the same values, because callbacks decide on each.
+            step: position on the loggers' axis.
+        """
         for logger in self.trainer.loggers:
             logger.log_metrics(values, step)
+        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
 
     # --- held-out evaluation ---
 
@@ -278,16 +362,19 @@ class Learner(L.LightningModule):
     # --- checkpoints ---
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the configuration, so that a mismatch can be reported by key, and the frames learned from."""
+        """Add the configuration, so that a mismatch can be reported by key, the frames learned from, and metrics."""
         checkpoint["configuration"] = self.configuration
         checkpoint["frames_collected"] = self.trainer.fit_loop.frames_collected  # type: ignore[attr-defined]
+        # Each process has its own losses.
+        checkpoint["metrics_window"] = gather_objects(self._metrics.state_dict())
+        checkpoint["skipped_steps"] = {name: count.state_dict() for name, count in self._skipped.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights of another configuration before anything is overwritten."""
         path = self._trainer.ckpt_path if self._trainer is not None else None
         check_weights(checkpoint, self.state_dict(), self.configuration, Path(str(path or "the checkpoint")))
         self.frames_trained_on = checkpoint["frames_collected"]
-
-
-def _is_finite(value: float) -> bool:
-    return value - value == 0
+        # Checkpoints of version 0.2 do not have them.
+        windows, skipped = checkpoint.get("metrics_window", []), checkpoint.get("skipped_steps", {})
+        self._restored_metrics = windows[self.global_rank] if self.global_rank < len(windows) else None
+        self._skipped = {name: SkippedSteps(**counts) for name, counts in skipped.items()}

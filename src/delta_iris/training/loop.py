@@ -67,7 +67,11 @@ class EvaluationLoop(EvaluationLoopBase):
             return []
         with isolate_rng():
             self._run_episodes()
-            if self._stopped or _learner(trainer).world_model is None:
+            if self._stopped:
+                return []
+            if _learner(trainer).world_model is None:
+                # Nothing to measure, but callbacks act on the returns.
+                self._on_evaluation_end()
                 return []
             return super().run()
 
@@ -270,7 +274,7 @@ class CollectTrainLoop(FitLoopBase):
             # Nothing to do, or fewer steps are configured now than were done before the interruption.
             self._in_phase = False
             return
-        learner.start_phase(index)
+        learner.start_phase(index, resumed=resume)
         for callback in _phase_callbacks(trainer):
             callback.on_phase_start(trainer, learner, phase.activity, steps, done)
         started = time.monotonic()
@@ -287,8 +291,8 @@ class CollectTrainLoop(FitLoopBase):
         finally:
             fetcher.teardown()
             self._combined_loader = None
-        learner.flush_metrics()
         if self.epoch_loop.batch_progress.current.completed == steps:
+            learner.flush_metrics()
             self._in_phase = False
             data.end_phase()
             result = PhaseResult(steps - done, time.monotonic() - started)

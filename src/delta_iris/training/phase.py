@@ -109,12 +109,25 @@ class Phase:
         output: LossOutput = self.module.loss(part, batch)  # type: ignore[operator]
         return output
 
-    def after_backward(self, aux: list[Any]) -> dict[str, Tensor]:
-        """Update what is not trained by gradients, from the `aux` of the losses of all parts; returns metrics."""
+    def after_backward(self, aux: list[Any], skip: Tensor | None = None) -> dict[str, Tensor]:
+        """Update what is not trained by gradients.
+
+        Args:
+            aux: `aux` of the losses of all parts.
+            skip: () bool on the device, whether the optimizer step is skipped because it is not finite. Nothing may
+                change then (`torch.where`), and the host may not read it. None stands for false.
+
+        Returns:
+            metrics to log.
+        """
         return {}
 
-    def after_batch(self) -> None:
-        """Called after the optimizer steps of each batch."""
+    def after_batch(self, skip: Tensor | None = None) -> None:
+        """Called after the optimizer steps of each batch.
+
+        Args:
+            skip: () bool on the device, whether all of them were skipped; as for `after_backward`.
+        """
 
 
 def split_batch(batch: Any, size: int | None) -> list[Any]:

@@ -41,7 +41,7 @@ class EpisodeStatistics(PhaseCallback):
         self, trainer: L.Trainer, module: Any, activity: Activity, result: CollectionResult | PhaseResult
     ) -> None:
         """Log the episodes."""
-        if not isinstance(result, CollectionResult) or not trainer.is_global_zero:
+        if not isinstance(result, CollectionResult):
             return
         split = "train" if activity is COLLECT else "test"
         values = {f"{split}/frames_per_second": result.frames / result.seconds}
@@ -56,12 +56,14 @@ class EpisodeStatistics(PhaseCallback):
                 values[f"{split}/achievements_per_episode"] = evaluation.achievements_per_episode
                 values[f"{split}/crafter_score"] = evaluation.score
                 values |= {f"{split}_achievements/{name}": rate for name, rate in evaluation.achievements.items()}
-            if trainer.testing:
+            if trainer.testing and trainer.is_global_zero:
                 self._report(trainer, module, result.episodes, evaluation)
         if trainer.state.fn == "fit":
             loop: Any = trainer.fit_loop
             # A run that does not collect in its first two epochs never does. All its tests would be at frame 0.
             collects = module.schedule.collection.frames_until(2) > 0
+            # The clock is each process's own, and callbacks that monitor values must decide equally on all.
+            values = trainer.strategy.broadcast(values)
             module.log_now(values, loop.frames_collected if collects else trainer.global_step)
 
     def _report(self, trainer: L.Trainer, module: Any, episodes: list[EpisodeStats], evaluation: Evaluation) -> None:

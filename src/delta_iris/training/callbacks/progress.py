@@ -61,8 +61,7 @@ class PhaseProgress(ProgressBar, PhaseCallback):
             self._bar.update()
             if module.phase_metrics:
                 rate = self._frames / (time.monotonic() - self._started)
-                status = f"{rate:,.0f} frames/s, loss {module.phase_metrics['loss']:.4g}"
-                self._bar.set_postfix_str(status, refresh=False)
+                self._bar.set_postfix_str(f"{rate:,.0f} frames/s, {_loss(module)}", refresh=False)
 
     def on_phase_end(
         self, trainer: L.Trainer, module: Any, activity: Activity, result: CollectionResult | PhaseResult
@@ -84,7 +83,7 @@ class PhaseProgress(ProgressBar, PhaseCallback):
             return
         self._seconds += result.seconds
         milliseconds = 1000 * result.seconds / result.steps
-        self._line.append(f"{activity.label} loss {module.phase_metrics['loss']:.4g} ({milliseconds:,.0f} ms a step)")
+        self._line.append(f"{activity.label} {_loss(module)} ({milliseconds:,.0f} ms a step)")
         if activity is module.phases[-1].activity:
             if self._collected:
                 self._line.append(f"{self._collected / self._seconds:,.1f} frames/s in all")
@@ -103,6 +102,11 @@ class PhaseProgress(ProgressBar, PhaseCallback):
         ]
         if shown:
             print(f"{_epoch(trainer)}held out: {', '.join(shown)}", flush=True)
+
+
+def _loss(module: Any) -> str:
+    # A phase whose steps were all skipped has no loss.
+    return f"loss {module.phase_metrics['loss']:.4g}" if module.phase_metrics else "without a finite loss"
 
 
 def _epoch(trainer: L.Trainer) -> str:

@@ -31,8 +31,8 @@ class Throughput(PhaseCallback):
     def on_phase_end(
         self, trainer: L.Trainer, module: Any, activity: Activity, result: CollectionResult | PhaseResult
     ) -> None:
-        """Log the phase, as this process measured it."""
-        if trainer.state.fn != "fit" or not trainer.is_global_zero:
+        """Log the phase, as the first process measured it."""
+        if trainer.state.fn != "fit":
             return
         if isinstance(result, CollectionResult):
             if activity is COLLECT:
@@ -45,4 +45,5 @@ class Throughput(PhaseCallback):
         if activity is module.phases[-1].activity and self._frames:
             values["throughput/frames_per_second"] = self._frames / self._seconds
             self._seconds, self._frames = 0.0, 0
-        module.log_now(values, trainer.global_step)
+        # Callbacks may monitor them, and must decide equally on all processes.
+        module.log_now(trainer.strategy.broadcast(values), trainer.global_step)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from torch import Tensor
+
 from delta_iris.actor_critic.batch import ActorCriticBatch
 from delta_iris.actor_critic.module import ActorCritic
 from delta_iris.training.phase import Phase, Sampling
@@ -37,6 +39,6 @@ class ActorCriticPhase(Phase):
         """The batches of PPO's optimizer steps, or the batch itself for REINFORCE."""
         return self.actor_critic.minibatches(batch)
 
-    def after_batch(self) -> None:
+    def after_batch(self, skip: Tensor | None = None) -> None:
         """Move the target network."""
-        self.actor_critic.update_target()
+        self.actor_critic.update_target(skip)

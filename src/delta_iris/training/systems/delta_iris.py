@@ -62,6 +62,8 @@ class DeltaIris(Learner):
             the whole replay where null.
         schedule: how much is collected and trained in an epoch.
         compile: whether to compile training steps and launch them as CUDA graphs on a GPU; false to debug.
+        max_skipped_steps: number of optimizer steps in a row that may be skipped because a loss or gradient is NaN or
+            infinite; more of them end the run.
 
     Raises:
         UserError: if arguments do not fit together; it names the configuration key.
@@ -79,8 +81,9 @@ class DeltaIris(Learner):
         imagination_recent_frames: int | None = None,
         schedule: DeltaIrisSchedule = DeltaIrisSchedule(),
         compile: bool = True,
+        max_skipped_steps: int = 20,
     ) -> None:
-        super().__init__(schedule, compile)
+        super().__init__(schedule, compile, max_skipped_steps)
         if priority_exponent < 0:
             raise UserError(f"model.init_args.priority_exponent is {priority_exponent}: it must be 0 or more")
         if imagination_recent_frames is not None and imagination_recent_frames < 1:

@@ -73,6 +73,8 @@ class ModelFree(Learner):
             nearly on-policy: the episodes under way at the epoch's start began under the policy before.
         schedule: how much is collected and trained in an epoch.
         compile: whether to compile training steps and launch them as CUDA graphs on a GPU; false to debug.
+        max_skipped_steps: number of optimizer steps in a row that may be skipped because a loss or gradient is NaN or
+            infinite; more of them end the run.
 
     Raises:
         UserError: if arguments do not fit together; it names the configuration key.
@@ -86,8 +88,9 @@ class ModelFree(Learner):
         recent_frames: int = 10_000,
         schedule: ModelFreeSchedule = ModelFreeSchedule(),
         compile: bool = True,
+        max_skipped_steps: int = 20,
     ) -> None:
-        super().__init__(schedule, compile)
+        super().__init__(schedule, compile, max_skipped_steps)
         with argument_of("model.init_args.actor_critic.init_args"):
             self.actor_critic = actor_critic((3, *frame_size), num_actions)
         self.world_model = None

@@ -28,9 +28,9 @@ class TokenizerPhase(Phase):
         super().__init__("tokenizer", "tokenizer", tokenizer, sampling, schedule)
         self._tokenizer = tokenizer
 
-    def after_backward(self, aux: list[Any]) -> dict[str, Tensor]:
+    def after_backward(self, aux: list[Any], skip: Tensor | None = None) -> dict[str, Tensor]:
         """Update the codebook."""
-        return self._tokenizer.update_codebook(aux)
+        return self._tokenizer.update_codebook(aux, skip)
 
 
 class DynamicsPhase(Phase):

@@ -121,13 +121,14 @@ class VectorQuantizer(nn.Module):
         return unit + (codes - unit).detach(), (unit - codes).square()
 
     @torch.no_grad()
-    def update(self, unit: Tensor, tokens: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    def update(self, unit: Tensor, tokens: Tensor, mask: Tensor, skip: Tensor | None = None) -> dict[str, Tensor]:
         """Move the codebook towards a batch. All processes hold the same codebook afterwards.
 
         Args:
             unit: (M, D) latents on the unit sphere.
             tokens: (M,) the codewords chosen for them.
             mask: (M,) bool, false for padding.
+            skip: () bool, whether to leave all buffers as they are; the same on all processes.
 
         Returns:
             `codebook_entropy` (bits, of this batch), `codes_used` (in this batch) and `codes_reset`.
@@ -146,9 +147,12 @@ class VectorQuantizer(nn.Module):
             usage = self.usage_decay * self.usage + (1 - self.usage_decay) * counts / total
             dead = (usage < self.reset_threshold / self.codebook_size) & (counts.sum() > 0)
             codebook = torch.where(dead.unsqueeze(-1), self._sample_latents(unit, mask), codebook)
-            self.codebook.copy_(codebook)
-            self.usage.copy_(torch.where(dead, 1 / self.codebook_size, usage))
-            self.num_updates.add_(1)
+            usage = torch.where(dead, 1 / self.codebook_size, usage)
+            if skip is None:
+                skip = torch.zeros_like(self.num_updates, dtype=torch.bool)
+            self.codebook.copy_(torch.where(skip, self.codebook, codebook))
+            self.usage.copy_(torch.where(skip, self.usage, usage))
+            self.num_updates.add_(~skip)
         return {
             "codebook_entropy": code_entropy(counts),
             "codes_used": (counts > 0).sum().float(),

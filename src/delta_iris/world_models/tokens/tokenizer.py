@@ -181,14 +181,17 @@ class Tokenizer(L.LightningModule):
         quantized = (reconstruction.latents.detach().flatten(0, -2), tokens.flatten(), token_mask)
         return LossOutput(loss, {name: term.detach() for name, term in terms.items()}, quantized)
 
-    def update_codebook(self, parts: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, Tensor]:
+    def update_codebook(
+        self, parts: list[tuple[Tensor, Tensor, Tensor]], skip: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Move the codebook towards the latents of a batch; see `VectorQuantizer.update`.
 
         Args:
             parts: `aux` of the losses of all parts of the batch.
+            skip: () bool, whether to leave the codebook as it is.
         """
         unit, tokens, mask = (torch.cat(field) for field in zip(*parts, strict=True))
-        return self.quantizer.update(unit, tokens, mask)
+        return self.quantizer.update(unit, tokens, mask, skip)
 
     def training_step(self, segment: SegmentBatch, batch_idx: int = 0) -> dict[str, Tensor]:
         """Train a tokenizer alone under a plain Trainer."""
