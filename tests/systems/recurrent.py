@@ -201,6 +201,7 @@ class RecurrentSystem(Learner):
         segment_length: steps of the segments that the world model trains on.
         schedule: how much is collected and trained in an epoch.
         compile: whether to compile training steps on a GPU.
+        max_skipped_steps: number of optimizer steps in a row that may be skipped.
     """
 
     world_model: GRUWorldModel
@@ -214,8 +215,9 @@ class RecurrentSystem(Learner):
         segment_length: int = 12,
         schedule: RecurrentSchedule = RecurrentSchedule(),
         compile: bool = True,
+        max_skipped_steps: int = 20,
     ) -> None:
-        super().__init__(schedule, compile)
+        super().__init__(schedule, compile, max_skipped_steps)
         self.world_model = GRUWorldModel(frame_size, num_actions, dim)
         shape = self.world_model.actor_input_space.shape
         assert shape is not None

@@ -26,6 +26,7 @@ from delta_iris.nn.optim import mask_step, rewind_schedule
 from delta_iris.nn.transformer import autocast_dtype
 from delta_iris.training.checkpoint import check_weights
 from delta_iris.training.metrics_window import SKIPPED, MetricsWindow, StepInfo
+from delta_iris.training.monitors import allow_absent_metrics, check_monitors
 from delta_iris.training.phase import Phase, split_batch
 from delta_iris.training.schedule import Schedule
 from delta_iris.training.skipped_steps import SkippedSteps
@@ -121,6 +122,18 @@ class Learner(L.LightningModule):
         """Whether steps are compiled and launched as CUDA graphs."""
         return self.use_compile and self.device.type == "cuda"
 
+    def on_fit_start(self) -> None:
+        """Let callbacks wait for metrics that only validation measures."""
+        allow_absent_metrics(self.trainer)
+
+    def on_train_epoch_end(self) -> None:
+        """Check the names of monitored metrics; Lightning calls the callbacks that monitor them after this.
+
+        Raises:
+            UserError: if there is no such metric.
+        """
+        check_monitors(self.trainer)
+
     def on_train_start(self) -> None:
         """Take the learning rates from the configuration: on a resume the checkpoint has just restored its own."""
         for phase, optimizer, schedule in zip(self.phases, *self._optimizers_and_schedules(), strict=True):
@@ -206,8 +219,8 @@ class Learner(L.LightningModule):
         """Compute the gradients of a phase's module, average them over processes and clip them.
 
         If the loss of any process or the norm of the average gradient is NaN or infinite, the step is to be skipped.
-        All processes decide equally, from the same numbers, and the host does not wait for the decision: it is a flag on
-        the device, which masks all that the step changes.
+        All processes decide equally, from the same numbers, and the host does not wait for the decision: it is a flag
+        on the device, which masks all that the step changes.
 
         Args:
             phase: whose module is trained.
