@@ -23,6 +23,8 @@ from torch.utils._pytree import tree_map
 
 from delta_iris.actor_critic.batch import Rollout
 from delta_iris.actor_critic.module import ActorCritic
+from delta_iris.nn.loss import LossOutput
+from delta_iris.nn.optim import make_optimizer, mask_step
 from delta_iris.training.strategy import DeltaDDPStrategy
 from delta_iris.world_models.tokens.dynamics import TokenDynamics
 from delta_iris.world_models.tokens.tokenizer import Tokenizer
@@ -109,6 +111,40 @@ def save_initial_weights(rank: int, path: str) -> None:
     torch.save(system.state_dict(), f"{path}/{rank}.pt")
 
 
+def save_skipped_step(rank: int, path: str, name: str) -> None:
+    """Save the state of a module after a step whose loss is NaN on process 1 only, and before it."""
+    module, batch = make_case(name)
+    system = make_system(
+        module if isinstance(module, Tokenizer) else None,
+        module if isinstance(module, TokenDynamics) else None,
+        module if isinstance(module, ActorCritic) else None,
+    )
+    system.manual_backward = torch.Tensor.backward  # type: ignore[method-assign]
+    system.start_phase(PHASES.index(name))
+    phase: Any = system.phase
+    optimizer, _ = make_optimizer(module, phase.module.optimizer_config)
+    states, original = [module.state_dict()], phase.loss
+    for factor in (torch.nan if rank == 1 else 1.0, 1.0):
+
+        def loss(part: Any, whole: Any, factor: float = factor) -> LossOutput:
+            output: LossOutput = original(part, whole)
+            return output._replace(loss=output.loss * factor)
+
+        phase.loss = loss
+        half = tree_map(lambda x: x[rank * BATCH // 2 : (rank + 1) * BATCH // 2], batch)
+        states.append({key: value.clone() for key, value in states[-1].items()})
+        metrics = system.forward_backward(phase, half)
+        mask_step(optimizer, metrics["skipped"])
+        optimizer.step()
+        phase.after_batch(metrics["skipped"].bool())
+    # The first dict shares the memory of the weights.
+    final, before, after = states
+    torch.save(
+        {f"{n} {k}": v for n, s in zip("012", (before, after, final), strict=True) for k, v in s.items()},
+        f"{path}/{rank}.pt",
+    )
+
+
 def run_process(rank: int, port: int, backend: str, function: Callable[..., None], *args: Any) -> None:
     """Join the process group and call `function(rank, *args)`."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
@@ -160,6 +196,16 @@ def test_gradients_and_codebook_equal_those_of_one_process(
         assert torch.equal(ranks[0][key], ranks[1][key]), key
         # float32 sums in another order; gradients here are at most around one.
         torch.testing.assert_close(ranks[0][key], value, atol=2e-6, rtol=1e-4, msg=key)
+
+
+@pytest.mark.parametrize("name", PHASES)
+def test_a_loss_that_is_nan_on_one_process_skips_the_step_on_both(tmp_path: Path, name: str) -> None:
+    first, second = run_two(tmp_path, "gloo", save_skipped_step, name)
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
+    names = [key[2:] for key in first if key.startswith("0 ")]
+    assert all(torch.equal(first[f"0 {key}"], first[f"1 {key}"]) for key in names)
+    assert not all(torch.equal(first[f"1 {key}"], first[f"2 {key}"]) for key in names)
+    assert all(bool(value.isfinite().all()) for value in first.values())
 
 
 @pytest.mark.gpu

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from delta_iris.nn.optim import OptimizerConfig, make_optimizer
+from delta_iris.nn.optim import OptimizerConfig, make_optimizer, mask_step, rewind_schedule
 
 
 def learning_rates(steps: int, config: OptimizerConfig) -> list[float]:
@@ -49,6 +49,41 @@ def test_frozen_parameters_are_not_optimized() -> None:
     optimizer, _ = make_optimizer(module, OptimizerConfig())
     optimized: set[torch.Tensor] = {p for group in optimizer.param_groups for p in group["params"]}
     assert optimized == set(module[0].parameters())
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_masked_step_changes_nothing(fused: bool) -> None:
+    """The fused kernel on the CPU reads the flag as that on a GPU does."""
+    module = nn.Linear(2, 2)
+    optimizer, _ = make_optimizer(module, OptimizerConfig(0.1))
+    for group in optimizer.param_groups:
+        group["fused"] = fused
+    states = []
+    for skip in (0.0, 1.0, 0.0):
+        for parameter in module.parameters():
+            parameter.grad = torch.full_like(parameter, torch.nan if skip else 1.0)
+        assert mask_step(optimizer, torch.tensor(skip)) == (bool(skip) and not fused)
+        optimizer.step()
+        steps = [float(state["step"]) for state in optimizer.state.values()]
+        states.append((module.weight.detach().clone(), steps))
+    assert torch.equal(states[0][0], states[1][0])
+    assert states[0][1] == states[1][1] == [1.0, 1.0]
+    assert not torch.equal(states[1][0], states[2][0])
+    assert states[2][1] == [2.0, 2.0]
+
+
+def test_a_rewound_schedule_goes_on_as_if_its_last_steps_had_not_been() -> None:
+    config = OptimizerConfig(0.4, warmup_steps=3, min_lr_factor=0.5, lr_decay_steps=6)
+    optimizer, schedule = make_optimizer(nn.Linear(2, 2), config)
+    for _ in range(5):
+        optimizer.step()
+        schedule.step()
+    rewind_schedule(schedule, 3)
+    rates = [optimizer.param_groups[0]["lr"]]
+    for _ in range(2):
+        schedule.step()
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == learning_rates(5, config)[2:]
 
 
 @pytest.mark.parametrize(

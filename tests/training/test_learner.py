@@ -12,6 +12,7 @@ from torch import Tensor
 from delta_iris.acceleration.compile import compiled_regions
 from delta_iris.actor_critic.batch import ActorCriticBatch
 from delta_iris.data.segment import SegmentBatch, to_float
+from delta_iris.nn.optim import make_optimizer, mask_step
 from delta_iris.nn.transformer import TransformerConfig
 from delta_iris.training.systems.delta_iris import DeltaIris
 from delta_iris.world_models.tokens.quantizer import MIN_UPDATES
@@ -128,6 +129,47 @@ def test_dynamics_with_dropout_compile_for_training_and_for_steps() -> None:
             whole = dynamics.eval().predict(segment, tokens).tokens[:, 3, 0]
     # float32 sums in another order, of logits around one.
     torch.testing.assert_close(stepped, whole, atol=5e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_step_on_frames_that_are_not_finite_changes_nothing(phase: str, device: str) -> None:
+    """On a GPU the steps are captured, and the host does not wait for the device."""
+    system = make_system(device=device)
+    system.start_phase(PHASES.index(phase))
+    module: Any = system.phase.module
+    optimizer, _ = make_optimizer(module, module.optimizer_config)
+    segment = make_phase_segment(system, phase, device)
+    segment = segment._replace(frames=to_float(segment.frames))
+    bad = segment._replace(frames=segment.frames * torch.nan)
+    states, flags = [], []
+
+    def train(batch: SegmentBatch) -> None:
+        prepare, forward_backward = system.step_functions(system.phase)
+        metrics = forward_backward(prepare(batch))
+        mask_step(optimizer, metrics["skipped"])
+        optimizer.step()
+        flags.append(metrics["skipped"].bool())
+        system.phase.after_batch(flags[-1])
+        tensors = [*module.state_dict().values(), *(x for each in optimizer.state.values() for x in each.values())]
+        states.append([tensor.clone() for tensor in tensors])
+
+    train(segment)  # captures
+    train(segment)
+    if device == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        for batch in (segment, bad, bad, segment):
+            train(batch)
+    finally:
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+    assert [bool(flag) for flag in flags] == [False, False, False, True, True, False]
+    for index in range(1, len(states)):
+        same = all(torch.equal(a, b) for a, b in zip(states[index - 1], states[index], strict=True))
+        assert same == bool(flags[index]), index
+    assert all(bool(tensor.isfinite().all()) for tensor in states[-1])
+    system.release_graphs()
 
 
 # --- on a GPU ---

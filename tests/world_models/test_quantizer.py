@@ -73,6 +73,15 @@ def test_dead_codes_are_reset_to_latents_of_the_batch() -> None:
     assert quantizer.usage[3] == 1 / 8
 
 
+def test_a_skipped_update_changes_nothing() -> None:
+    quantizer = VectorQuantizer(CONFIG)
+    before = {name: buffer.clone() for name, buffer in quantizer.named_buffers()}
+    unit = torch.full((3, 4), torch.nan)
+    quantizer.update(unit, torch.tensor([0, 1, 2]), torch.ones(3, dtype=torch.bool), torch.tensor(True))
+    for name, buffer in quantizer.named_buffers():
+        assert torch.equal(buffer, before[name]), name
+
+
 def update_with_two_codes(quantizer: VectorQuantizer) -> tuple[dict[str, Tensor], Tensor]:
     """Update with a batch of the first two codewords; return the metrics and the batch."""
     unit = quantizer.codebook[[0, 1]].clone()

@@ -112,7 +112,7 @@ class Learner(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """One optimizer and one learning-rate schedule `lr/<phase>` for each phase, in their order."""
-        configured = [phase.module.configure_optimizers() for phase in self.phases]
+        configured: list[Any] = [phase.module.configure_optimizers() for phase in self.phases]
         for phase, each in zip(self.phases, configured, strict=True):
             each["lr_scheduler"]["name"] = f"lr/{phase.name}"
         return configured

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,7 @@ def test_a_step_that_is_not_finite_changes_nothing(tmp_path: Path, poison: Poiso
     observer, logger = train(tmp_path, {name: {0, 3} for name in PHASES}, poison)
     states = observer.states
     assert len(states) == 3 * STEPS
-    for index, (before, after) in enumerate(zip(states[:-1], states[1:], strict=True)):
+    for index, (before, after) in enumerate(itertools.pairwise(states)):
         assert equal(before, after) == (index % STEPS in (0, 3)), index
     assert all(bool(value.isfinite().all()) for value in observer.system.state_dict().values())
     for name in PHASES:
