@@ -75,7 +75,13 @@ def test_everything_that_is_logged_can_be_monitored(tmp_path: Path) -> None:
     first = {"train/return", "train/frames_per_second", "throughput/frames_per_second"}
     for phase in ("tokenizer", "dynamics", "actor_critic"):
         first |= {f"{phase}/loss", f"{phase}/gradient_norm", f"throughput/{phase}_ms", f"lr/{phase}/pg1"}
-    tested = {"test/return", "test/length", "test/frames_per_second", "held_out/reconstruction_l2", "held_out/codebook_entropy"}
+    tested = {
+        "test/return",
+        "test/length",
+        "test/frames_per_second",
+        "held_out/reconstruction_l2",
+        "held_out/codebook_entropy",
+    }
     assert first <= epochs[0].keys()
     assert not any(name.startswith(("test/", "held_out/")) for name in epochs[0])
     assert first | tested <= epochs[1].keys()
