@@ -12,7 +12,7 @@ from jsonargparse import set_parsing_settings
 
 from delta_iris.errors import UserError
 
-__all__ = ["enforce_trust", "is_dotted_name", "is_trusted", "refuse_foreign_classes", "walk"]
+__all__ = ["enforce_trust", "is_dotted_name", "is_trusted", "refuse_foreign_classes", "refuse_foreign_name", "walk"]
 
 ALLOWED = (
     "delta_iris",
