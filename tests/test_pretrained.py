@@ -219,7 +219,9 @@ def test_classes_of_other_packages_are_refused_and_not_imported(exported: Path, 
         group["class_path"] = f"{foreign}.Tokenizer"
 
     edit_about(exported, edit)
-    with pytest.raises(UserError, match=rf'names {foreign}\.Tokenizer, which a file .* trust=\["{foreign}"\]') as raised:
+    with pytest.raises(
+        UserError, match=rf'names {foreign}\.Tokenizer, which a file .* trust=\["{foreign}"\]'
+    ) as raised:
         load_pretrained(exported)
     assert "\n" not in str(raised.value)
     assert foreign not in sys.modules
@@ -307,9 +309,10 @@ def test_a_small_file_cannot_ask_for_a_large_network(exported: Path) -> None:
 def test_what_a_trusted_name_reaches_through_is_refused(exported: Path) -> None:
     """`delta_iris.pretrained.shutil` is the standard library's, whatever its name begins with."""
     for name in ("delta_iris.pretrained.shutil.rmtree", "delta_iris.envs.vector.partial", "subprocess.Popen"):
-        edit_about(
-            exported,
-            lambda about, name=name: about["configuration"]["model"]["init_args"]["tokenizer"].update(class_path=name),
-        )
+
+        def edit(about: dict[str, Any], name: str = name) -> None:
+            about["configuration"]["model"]["init_args"]["tokenizer"]["class_path"] = name
+
+        edit_about(exported, edit)
         with pytest.raises(UserError, match="which a file may not use"):
             load_pretrained(exported)

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -113,7 +113,7 @@ def load_exported(folder: Path) -> dict[str, Any]:
         if not path.exists():
             raise UserError(f"{folder} is not an exported agent: {name} is missing")
         with open_regular(path) as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+            if _sha256(file) != digest:
                 raise UserError(f"{path} is damaged (its SHA-256 is not that of about.json): fetch it again")
         weights |= load_tensors(path)
     try:
@@ -130,6 +130,13 @@ def load_exported(folder: Path) -> dict[str, Any]:
     return {"state_dict": weights | target, "configuration": configuration, "frames_collected": frames}
 
 
+def _sha256(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
 def _read_about(folder: Path) -> dict[str, Any]:
     """Read and check `about.json`."""
     path = folder / ABOUT
@@ -144,7 +151,9 @@ def _read_about(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged or not an exported agent: it must have parts and a configuration")
     for name, digest in parts.items():
         if not re.fullmatch(PART, name) or not re.fullmatch(r"[0-9a-f]{64}", str(digest)):
-            raise UserError(f"{path} is damaged: {name[:100]!r} is not a part such as weights-1-of-1.pt with its SHA-256")
+            raise UserError(
+                f"{path} is damaged: {name[:100]!r} is not a part such as weights-1-of-1.pt with its SHA-256"
+            )
     if not is_plain(configuration):
         raise UserError(f"{path} is damaged: its configuration is too large")
     check_frames(frames, path)

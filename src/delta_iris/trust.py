@@ -114,12 +114,12 @@ def refuse_foreign_name(name: str, where: str, packages: Collection[str], advice
     Raises:
         UserError: if it is not trusted.
     """
-    found = name if is_trusted(name, packages) else None
-    if found is not None:
-        found = _origin(name)
-        if is_trusted(found, packages):
+    origin = name
+    if is_trusted(name, packages):  # only then may its module be imported
+        origin = _origin(name)
+        if is_trusted(origin, packages):
             return
-    package = (found or name).partition(".")[0]
+    package = origin.partition(".")[0]
     raise UserError(f"{where} names {name}, which a file may not use: {advice.format(package=package)}")
 
 
@@ -177,4 +177,6 @@ def _through_attributes(name: str) -> str:
 def _defined_in(found: Any, name: str) -> str:
     module = getattr(found, "__module__", None)
     qualified = getattr(found, "__qualname__", None)
-    return f"{module}.{qualified}" if isinstance(module, str) and isinstance(qualified, str) else f"{type(found).__module__}.{name.rpartition('.')[2]}"
+    if isinstance(module, str) and isinstance(qualified, str):
+        return f"{module}.{qualified}"
+    return f"{type(found).__module__}.{name.rpartition('.')[2]}"

@@ -167,8 +167,6 @@ def _include(value: Any, folder: Path, includes: tuple[Path, ...], left: list[in
     """
     if isinstance(value, Mapping):
         return {key: _include(item, folder, includes, left) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_include(item, folder, includes, left) for item in value]
     if isinstance(value, str) and value.endswith(".yaml"):
         path = _included_path(value, folder, includes[-1])
         if path in includes:

@@ -111,7 +111,9 @@ def _check_environment(value: Any, source: str, packages: Collection[str]) -> No
 def _check_path(key: str, value: Any, source: str) -> None:
     last = key.rpartition(".")[2]
     if last == "dict_kwargs" and any(isinstance(item, Mapping) for name, item in walk(value) if name):
-        raise UserError(f"{source}: {key} has groups of keys, but arguments that a class does not declare must be plain")
+        raise UserError(
+            f"{source}: {key} has groups of keys, but arguments that a class does not declare must be plain"
+        )
     if not isinstance(value, str):
         return
     if "\0" in value:
@@ -120,11 +122,15 @@ def _check_path(key: str, value: Any, source: str) -> None:
         raise UserError(f"{source}: {key} is text with YAML aliases: write it as YAML")
     # Neither is text the path of a file: it could be a pipe that nobody writes to.
     if last not in PLACES | NAMES and len(value) < 4096 and os.path.exists(value) and not os.path.isdir(value):
-        raise UserError(f"{source}: {key} is {value[:100]!r}, a file: only files that end in .yaml can be included")
+        raise UserError(
+            f"{source}: {key} is {value[:100]!r}, a file: only a .yaml file can be included, in place of a group"
+        )
     if last in NAMES:
         path = PurePosixPath(value)
         if path.is_absolute() or ".." in path.parts or value.startswith("~"):
-            raise UserError(f"{source}: {key} is {value[:100]!r}, which leaves its folder: give a name without .., / or ~")
+            raise UserError(
+                f"{source}: {key} is {value[:100]!r}, which leaves its folder: give a name without .., / or ~"
+            )
     if last in PLACES | NAMES and ("://" in value or "::" in value):
         raise UserError(f"{source}: {key} is {value[:100]!r}: it must be a path of this machine")
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from delta_iris.errors import UserError
 from delta_iris.files import open_regular
 
 __all__ = ["load_archive"]

@@ -136,9 +136,13 @@ def check_weights(
         )
     for name, value in theirs.items():
         if value.dtype != own[name].dtype:
-            raise UserError(f"{path}: the weight {name} is of {value.dtype} instead of {own[name].dtype}: it is damaged")
+            raise UserError(
+                f"{path}: the weight {name} is of {value.dtype} instead of {own[name].dtype}: it is damaged"
+            )
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise UserError(f"{path}: the weight {name} has values that are infinite or NaN: take an earlier checkpoint")
+            raise UserError(
+                f"{path}: the weight {name} has values that are infinite or NaN: take an earlier checkpoint"
+            )
 
 
 def _load(path: Path, kind: str) -> Any:
