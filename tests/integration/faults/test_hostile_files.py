@@ -413,3 +413,11 @@ def test_any_structure_is_parsed_or_refused(tmp_path: Path, group: str, value: A
     except UserError as error:
         refused = error
     assert refused is None or _is_one_line(refused, "")
+
+
+def test_the_configuration_that_a_run_saves_is_taken_as_a_file(tmp_path: Path) -> None:
+    """A resume reads the run's `config.yaml` by the same checks."""
+    command = ParsedCommand(["fit", *stack(TINY)])
+    path = tmp_path / "config.yaml"
+    path.write_text(command.parsers[1].dump(command.config["fit"], skip_validation=True))
+    assert parse_fit(*stack(path))["data"] == parse_fit(*stack(TINY))["data"]
