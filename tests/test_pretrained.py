@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -173,10 +175,10 @@ def test_a_reset_forgets_the_episode(exported: Path) -> None:
 
 
 def test_an_agent_of_a_model_with_a_filter_acts_too(tmp_path: Path) -> None:
-    values = parse_fit(*stack(ROOT / "tests" / "systems" / "recurrent.yaml"))
+    values = parse_fit(*stack(ROOT / "tests" / "systems" / "recurrent.yaml"), "--trust=tests")
     folder = tmp_path / "agent"
     export_agent(save_run(tmp_path / "run", build(values), values), folder)
-    agent = load_pretrained(folder, packages=("delta_iris", "tests"))
+    agent = load_pretrained(folder, trust=["tests"])
     assert isinstance(agent.system, RecurrentSystem)
     torch.manual_seed(0)
     frame = FRAMES[0, :16, :16]
@@ -217,7 +219,9 @@ def test_classes_of_other_packages_are_refused_and_not_imported(exported: Path, 
         group["class_path"] = f"{foreign}.Tokenizer"
 
     edit_about(exported, edit)
-    with pytest.raises(UserError, match=rf"names the class {foreign}\.Tokenizer: add its package") as raised:
+    with pytest.raises(
+        UserError, match=rf'names {foreign}\.Tokenizer, which a file .* trust=\["{foreign}"\]'
+    ) as raised:
         load_pretrained(exported)
     assert "\n" not in str(raised.value)
     assert foreign not in sys.modules
@@ -240,6 +244,12 @@ def flip_a_byte(folder: Path) -> None:
     path.write_bytes(content)
 
 
+def replace_by_pipe(folder: Path) -> None:
+    path = next(folder.glob("*.pt"))
+    path.unlink()
+    os.mkfifo(path)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -248,9 +258,15 @@ def flip_a_byte(folder: Path) -> None:
         (lambda folder: (folder / "about.json").unlink(), "is not an exported agent: about.json is missing"),
         (lambda folder: (folder / "about.json").write_text("{"), "is damaged or not an exported agent"),
         (lambda folder: (folder / "about.json").write_text("[]"), "is damaged or not an exported agent"),
-        (lambda folder: (folder / "about.json").write_bytes(b"\xff"), "is damaged or not an exported agent"),
+        (lambda folder: (folder / "about.json").write_bytes(b"\xff"), "about.json cannot be read as text"),
         (lambda folder: edit_about(folder, lambda about: about.pop("parts")), "is damaged or not an exported agent"),
         (lambda folder: edit_about(folder, lambda about: about.update(parts=3)), "is damaged or not an exported agent"),
+        (lambda folder: edit_about(folder, lambda about: about.update(parts={"../x.pt": "0" * 64})), "not a part"),
+        (lambda folder: edit_about(folder, lambda about: about.update(parts={"/dev/zero": "0" * 64})), "not a part"),
+        (lambda folder: edit_about(folder, lambda about: about.update(frames_collected="7")), "not a number of frames"),
+        (lambda folder: (folder / "about.json").write_text("[" * 100_000), "is damaged or not an exported agent"),
+        (lambda folder: (folder / "about.json").write_text(" " * (1 << 21)), "is larger than"),
+        (replace_by_pipe, "is not a regular file"),
     ],
 )
 def test_a_damaged_agent_gives_one_message(exported: Path, damage: Callable[[Path], object], message: str) -> None:
@@ -274,3 +290,29 @@ def test_weights_of_another_configuration_are_named_by_the_key(exported: Path) -
 def test_a_folder_that_does_not_exist_gives_one_message(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is not an exported agent: about\.json is missing"):
         load_pretrained(tmp_path / "nowhere")
+
+
+def test_a_small_file_cannot_ask_for_a_large_network(exported: Path) -> None:
+    """Neither memory nor time is spent on what the file has no weights for."""
+    for key, value in [("lstm_size", 1 << 22), ("cnn", {"channel_mults": [1] * 100_000})]:
+
+        def edit(about: dict[str, Any], key: str = key, value: object = value) -> None:
+            about["configuration"]["model"]["init_args"]["actor_critic"]["init_args"][key] = value
+
+        before = (exported / "about.json").read_text()
+        edit_about(exported, edit)
+        with pytest.raises(UserError, match=re.escape(str(exported))):
+            load_pretrained(exported)
+        (exported / "about.json").write_text(before)
+
+
+def test_what_a_trusted_name_reaches_through_is_refused(exported: Path) -> None:
+    """`delta_iris.pretrained.shutil` is the standard library's, whatever its name begins with."""
+    for name in ("delta_iris.pretrained.shutil.rmtree", "delta_iris.envs.vector.partial", "subprocess.Popen"):
+
+        def edit(about: dict[str, Any], name: str = name) -> None:
+            about["configuration"]["model"]["init_args"]["tokenizer"]["class_path"] = name
+
+        edit_about(exported, edit)
+        with pytest.raises(UserError, match="which a file may not use"):
+            load_pretrained(exported)

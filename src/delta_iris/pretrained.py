@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 import re
 import shutil
-from argparse import ArgumentError
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -19,15 +18,27 @@ from torch import Tensor
 
 from delta_iris.data.segment import to_float
 from delta_iris.errors import UserError
+from delta_iris.files import open_regular, read_text
 from delta_iris.legacy import is_legacy_configuration, upgrade_configuration, upgrade_weights
-from delta_iris.training.checkpoint import check_weights, load_checkpoint, run_folder
+from delta_iris.training.checkpoint import (
+    check_frames,
+    check_weights,
+    is_plain,
+    load_checkpoint,
+    load_tensors,
+    run_folder,
+)
 from delta_iris.training.learner import Learner
-from delta_iris.training.systems.building import build_system
+from delta_iris.training.systems.building import at_most_parameters, build_system
+from delta_iris.trust import is_dotted_name, refuse_foreign_name, walk
 
 __all__ = ["Agent", "export_agent", "is_exported", "load_exported", "load_pretrained"]
 
 PART_BYTES = 15_000_000
 ABOUT = "about.json"
+PART = r"weights-[0-9]{1,5}-of-[0-9]{1,5}\.pt"
+MAX_PARTS = 10_000
+ADVICE = 'if you trust the code of {package}, add it: load_pretrained(folder, trust=["{package}"])'
 NETWORK, TARGET = "actor_critic.network.", "actor_critic.target."
 
 
@@ -94,23 +105,59 @@ def load_exported(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: if something is missing or damaged.
     """
+    about = _read_about(folder)
+    configuration, frames = about["configuration"], about["frames_collected"]
+    weights: dict[str, Tensor] = {}
+    for name, digest in about["parts"].items():
+        path = folder / name
+        if not path.exists():
+            raise UserError(f"{folder} is not an exported agent: {name} is missing")
+        with open_regular(path) as file:
+            if _sha256(file) != digest:
+                raise UserError(f"{path} is damaged (its SHA-256 is not that of about.json): fetch it again")
+        weights |= load_tensors(path)
     try:
-        about = json.loads((folder / ABOUT).read_text())
-        weights: dict[str, Tensor] = {}
-        for name, digest in about["parts"].items():
-            if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
-                raise UserError(f"{folder / name} is damaged (its SHA-256 is not that of about.json): fetch it again")
-            weights |= torch.load(folder / name, map_location="cpu", weights_only=True)
-        configuration, frames = about["configuration"], about["frames_collected"]
-    except FileNotFoundError as error:
-        raise UserError(f"{folder} is not an exported agent: {Path(error.filename).name} is missing") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, pickle.UnpicklingError) as error:
-        raise UserError(f"{folder} is damaged or not an exported agent ({error})") from error
-    if is_legacy_configuration(configuration):
-        configuration, weights = upgrade_configuration(configuration), upgrade_weights(weights)
+        if is_legacy_configuration(configuration):
+            configuration, weights = upgrade_configuration(configuration), upgrade_weights(weights)
+        # What `build_system` reads; the rest is its parser's to judge.
+        sizes, arguments = configuration["data"], configuration["model"]["init_args"]
+        if not isinstance(arguments, dict) or not {"frame_size", "num_actions"} <= sizes.keys():
+            raise ValueError("sizes or arguments are missing")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder / ABOUT} has an invalid configuration ({error})") from error
     weights = {name: value.float() if value.dtype == torch.bfloat16 else value for name, value in weights.items()}
     target = {name.replace(NETWORK, TARGET, 1): value for name, value in weights.items() if name.startswith(NETWORK)}
     return {"state_dict": weights | target, "configuration": configuration, "frames_collected": frames}
+
+
+def _sha256(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _read_about(folder: Path) -> dict[str, Any]:
+    """Read and check `about.json`."""
+    path = folder / ABOUT
+    if not path.exists():
+        raise UserError(f"{folder} is not an exported agent: {ABOUT} is missing")
+    try:
+        about = json.loads(read_text(path))
+        parts, configuration, frames = about["parts"], about["configuration"], about["frames_collected"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged or not an exported agent ({str(error)[:200]})") from error
+    if not isinstance(parts, dict) or not 0 < len(parts) <= MAX_PARTS or not isinstance(configuration, dict):
+        raise UserError(f"{path} is damaged or not an exported agent: it must have parts and a configuration")
+    for name, digest in parts.items():
+        if not re.fullmatch(PART, name) or not re.fullmatch(r"[0-9a-f]{64}", str(digest)):
+            raise UserError(
+                f"{path} is damaged: {name[:100]!r} is not a part such as weights-1-of-1.pt with its SHA-256"
+            )
+    if not is_plain(configuration):
+        raise UserError(f"{path} is damaged: its configuration is too large")
+    check_frames(frames, path)
+    return {"parts": parts, "configuration": configuration, "frames_collected": frames}
 
 
 class Agent:
@@ -148,12 +195,13 @@ class Agent:
         return int(action)
 
 
-def load_pretrained(folder: Path | str, packages: tuple[str, ...] = ("delta_iris",)) -> Agent:
+def load_pretrained(folder: Path | str, packages: tuple[str, ...] = (), trust: Sequence[str] = ()) -> Agent:
     """Load an exported agent.
 
     Args:
         folder: that `export_agent` made.
-        packages: whose classes the configuration may name; nothing else is imported.
+        packages: an earlier name of `trust`.
+        trust: top-level packages, besides this one, whose classes the configuration may name.
 
     Raises:
         UserError: if something is missing or damaged, or the configuration names a class of another package.
@@ -161,25 +209,31 @@ def load_pretrained(folder: Path | str, packages: tuple[str, ...] = ("delta_iris
     folder = Path(folder)
     content = load_exported(folder)
     configuration = content["configuration"]
-    for name in _dotted_names(configuration["model"]):
-        if name.partition(".")[0] not in packages:
-            raise UserError(f"{folder} names the class {name}: add its package to `packages` if you trust it")
-    try:
+    trusted = {*packages, *trust} - {"delta_iris"}
+    for key, value in walk(configuration["model"], "model"):
+        # The parser takes the name of a class or a function in place of a group too.
+        if is_dotted_name(value):
+            refuse_foreign_name(value.strip(), f"{folder / ABOUT}: {key}", trusted, ADVICE)
+    with _one_message(folder):
+        if not trusted:
+            # Without memory, so that a small file cannot ask for a large network; a stranger's code may not work so.
+            with torch.device("meta"), at_most_parameters(2 * len(content["state_dict"]) + 100):
+                empty = build_system(configuration)
+            check_weights(content, empty.state_dict(), configuration, folder)
         system = build_system(configuration)
-    except (ArgumentError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} has an invalid configuration: {' '.join(str(error).split())[:300]}") from error
-    check_weights(content, system.state_dict(), configuration, folder)
-    system.load_state_dict(content["state_dict"])
-    return Agent(system, content["frames_collected"])
+        check_weights(content, system.state_dict(), configuration, folder)
+        system.load_state_dict(content["state_dict"])
+        return Agent(system, content["frames_collected"])
 
 
-def _dotted_names(content: Any) -> Iterator[str]:
-    """All strings that could be the name of a class or a function: jsonargparse takes them in place of groups too."""
-    if isinstance(content, dict):
-        for value in content.values():
-            yield from _dotted_names(value)
-    elif isinstance(content, list):
-        for value in content:
-            yield from _dotted_names(value)
-    elif isinstance(content, str) and re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", content):
-        yield content
+@contextmanager
+def _one_message(folder: Path) -> Iterator[None]:
+    """Turn whatever a strange configuration leads to into one message with the file's name."""
+    try:
+        yield
+    except UserError as error:
+        named = str(folder) in str(error)
+        raise error if named else UserError(f"{folder / ABOUT} has an invalid configuration: {error}") from error
+    except Exception as error:
+        text = " ".join(str(error).split())[:300]
+        raise UserError(f"{folder / ABOUT} has an invalid configuration: {type(error).__name__}: {text}") from error

@@ -445,7 +445,7 @@ def test_another_environment_needs_only_configuration(tmp_path: Path, monkeypatc
         "num_actions: 3}\n"
         "model: {init_args: {tokenizer: {init_args: {patch_size: 8, tokens_per_frame: 8}}}}\n"
     )
-    output = fit("--config", tmp_path / "blink.yaml", "--trainer.max_epochs", 1, cwd=tmp_path)
+    output = fit("--config", tmp_path / "blink.yaml", "--trainer.max_epochs", 1, "--trust", "tests", cwd=tmp_path)
     assert "Done: 1 epochs" in output
     values = scalars(tmp_path / LOGS / "version_0")
     assert "test/return" in values

@@ -134,7 +134,7 @@ def learn(folder: Path, *options: object) -> float:
     trained = ("--config", run / "config.yaml", "--ckpt_path", run / "checkpoints" / "last.ckpt")
     for arguments in (("fit", "--config", CONFIG, *options), ("test", *trained)):
         done = subprocess.run(
-            [sys.executable, "-m", "delta_iris", *map(str, arguments)],
+            [sys.executable, "-m", "delta_iris", *map(str, arguments), "--trust=tests"],
             cwd=folder,
             # The configuration names a class of the tests.
             env=os.environ | {"PYTHONPATH": str(ROOT)},

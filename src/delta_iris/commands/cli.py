@@ -17,9 +17,15 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from delta_iris.commands.config_errors import explain_instantiation_error, root_cause, shorten_parser_message
+from delta_iris.commands.config_errors import (
+    explain_instantiation_error,
+    parser_errors,
+    root_cause,
+    shorten_parser_message,
+)
 from delta_iris.commands.config_files import LINKED, prepare_arguments
 from delta_iris.commands.console import quiet_libraries
+from delta_iris.commands.trust import TrustOption
 from delta_iris.errors import UserError
 from delta_iris.pretrained import is_exported, load_exported
 from delta_iris.training.callbacks import EpisodeStatistics, ImageLogger, PhaseProgress, RunSummary, Throughput
@@ -102,12 +108,18 @@ class DeltaIrisCLI(LightningCLI):
             default=None,
             help="CPU threads that PyTorch computes with; one is fastest for small models. PyTorch decides where null.",
         )
+        parser.add_argument("--trust", action=TrustOption)
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(EpisodeStatistics, "episodes")
         parser.add_lightning_class_args(ImageLogger, "images")
         parser.set_defaults(TRAINER_DEFAULTS | CHECKPOINT_DEFAULTS | {"seed_everything": 0})
         for target, source in LINKED.items():
             parser.link_arguments(source, target)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse; whatever the parser raises for a strange configuration becomes one message."""
+        with parser_errors():
+            super().parse_arguments(parser, args)
 
     # --- before the classes are instantiated ---
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -11,7 +13,7 @@ import lightning as L
 
 from delta_iris.errors import UserError
 
-__all__ = ["explain_instantiation_error", "root_cause", "shorten_parser_message"]
+__all__ = ["explain_instantiation_error", "parser_errors", "root_cause", "shorten_parser_message"]
 
 
 def explain_instantiation_error(error: BaseException, config: Mapping[str, Any]) -> UserError | None:
@@ -22,7 +24,7 @@ def explain_instantiation_error(error: BaseException, config: Mapping[str, Any])
         config: the configuration as nested dicts.
 
     Returns:
-        an error that names the key, or None if no class of this project refused a value.
+        an error that names the key, or None if the error is from a user's own code.
     """
     for cause in _causes(error):
         if isinstance(cause, UserError):
@@ -31,7 +33,28 @@ def explain_instantiation_error(error: BaseException, config: Mapping[str, Any])
             key = "data" if isinstance(owner, L.LightningDataModule) else _find(owner, config)
             if key is not None:
                 return UserError(f"{key}.{cause}")
+    cause = root_cause(error)
+    if _raised_by_libraries(cause):
+        text = " ".join(str(cause).split())[:300]
+        return UserError(f"the configuration cannot be used: {type(cause).__name__}: {text}")
     return None
+
+
+@contextmanager
+def parser_errors() -> Iterator[None]:
+    """Turn what the parser raises for a strange configuration into one message.
+
+    Raises:
+        UserError: for every other exception of the parser.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        cause = root_cause(error)
+        text = shorten_parser_message(str(cause) or type(cause).__name__)
+        raise UserError(f"the configuration cannot be parsed: {text}") from error
 
 
 def root_cause(error: BaseException) -> BaseException:
@@ -47,6 +70,8 @@ def shorten_parser_message(message: str) -> str:
     """
     keys = list(dict.fromkeys(re.findall(r"Parser key \"([\w.]+)\"", message)))
     path, advice = ".".join(keys), "see --print_config for those that it has"
+    if foreign := re.search(r"Importing '((\w+)[\w.]*)' is not allowed", message):
+        return f"{path} names {foreign.group(1)}, which is not trusted: if you trust it, add --trust {foreign.group(2)}"
     if unknown := re.search(r"Option '([\w.]+)' is not accepted", message):
         return f"{path} has no key {unknown.group(1)!r}: {advice}"
     if group := re.search(r"Group '([\w.]+)' does not accept (?:nested )?(?:option|key) '([\w.]+)'", message):
@@ -59,6 +84,18 @@ def shorten_parser_message(message: str) -> str:
         return f"{path}: expected {wrong.group(1)}" + (f", got {value.group(1)!r}" if value else "")
     text = " ".join(line.strip(" -") for line in message.splitlines() if line.strip())
     return text if len(text) < 300 else text[:297] + "..."
+
+
+LIBRARIES = ("delta_iris", "lightning", "torch", "jsonargparse", "lightning_utilities")
+
+
+def _raised_by_libraries(error: BaseException) -> bool:
+    """Whether no code of the user's own is among what was running."""
+    traceback, packages = error.__traceback__, set()
+    while traceback is not None:
+        packages.add(str(traceback.tb_frame.f_globals.get("__name__", "")).partition(".")[0])
+        traceback = traceback.tb_next
+    return bool(packages & set(LIBRARIES)) and packages <= {*LIBRARIES, *sys.stdlib_module_names}
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -9,8 +9,12 @@ from typing import Any
 
 import yaml
 
+from delta_iris.commands.trust import check_file, trusted_packages
+from delta_iris.commands.yaml_files import parse_yaml
 from delta_iris.errors import UserError
+from delta_iris.files import read_text
 from delta_iris.legacy import is_legacy_configuration, upgrade_configuration
+from delta_iris.trust import enforce_trust
 
 __all__ = ["LINKED", "find_config", "load_config", "merge_configs", "prepare_arguments", "shipped_configs"]
 
@@ -19,6 +23,12 @@ LINKED = {
     "model.init_args.num_actions": "data.num_actions",
 }
 """Keys that are taken from other keys, and those keys."""
+
+GROUPS = ("trainer", "data", "model", "checkpoint", "episodes", "images")
+"""Top-level keys that hold keys themselves."""
+
+MAX_INCLUDES = 100
+"""Most files that a configuration may consist of."""
 
 
 def shipped_configs() -> Path:
@@ -44,7 +54,7 @@ def find_config(name: str) -> Path:
         UserError: if there is none; it lists the names that come with the package.
     """
     path = Path(name)
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         return path
     shipped = shipped_configs()
     if (shipped / name).is_file():
@@ -56,8 +66,8 @@ def find_config(name: str) -> Path:
 def load_config(path: Path) -> dict[str, Any]:
     """Read a configuration, with the files that it names in place of groups.
 
-    A value that ends in `.yaml` is the path of such a file, relative to the file that names it. Configurations in the
-    names of version 0.1 are translated.
+    A value that ends in `.yaml` is the path of such a file, relative to the file that names it and in its folder or
+    below. Configurations in the names of version 0.1 are translated.
 
     Args:
         path: of the YAML file.
@@ -65,16 +75,19 @@ def load_config(path: Path) -> dict[str, Any]:
     Raises:
         UserError: if a file is missing or no mapping in YAML, or a key is set that is taken from another.
     """
-    content = _include(_read(path), path.parent, (path.resolve(),))
+    content = _include(_read(path), path.parent, (path.resolve(),), [MAX_INCLUDES])
     if is_legacy_configuration(content):
         print(f"configuration {path}: translated from the names of version 0.1")
-        return upgrade_configuration(content)
+        try:
+            return upgrade_configuration(content)
+        except (TypeError, ValueError, AttributeError, KeyError) as error:
+            raise UserError(f"{path} is written in the names of version 0.1, but not in its form: {error}") from error
     for key in _keys(content):
         if key in LINKED:
             raise UserError(f"{path}: {key} is taken from {LINKED[key]}: set that instead")
-    for group in ("trainer", "data", "model"):
+    for group in GROUPS:
         if not isinstance(content.get(group, {}), Mapping):
-            raise UserError(f"{path}: {group} is {content[group]!r}: it must be a group of keys")
+            raise UserError(f"{path}: {group} is {str(content[group])[:100]!r}: it must be a group of keys")
     return content
 
 
@@ -100,12 +113,17 @@ def merge_configs(base: Any, other: Any) -> Any:
 def prepare_arguments(arguments: list[str]) -> list[str]:
     """Replace all `--config` of a command line by one that holds their merged content.
 
+    From here on, the parser of this process imports only what `--trust` and the rest of the command line allow.
+
     Args:
         arguments: of the command line. A later file overrides an earlier one; other options follow and override both.
 
     Raises:
-        UserError: see `find_config` and `load_config`; also if an option sets a key that is taken from another.
+        UserError: see `find_config`, `load_config` and `check_file`; also if an option sets a key that is taken from
+            another.
     """
+    packages = trusted_packages(arguments)
+    enforce_trust(packages)
     rest: list[str] = []
     merged: Any = {}
     position: int | None = None
@@ -121,51 +139,55 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
         name = value if equals else next(iterator, "")
         position = len(rest)
         if "\n" in name:  # merged before: Lightning starts the other processes with the arguments of this one
-            merged = merge_configs(merged, _parse(name, "--config"))
-            continue
-        path = find_config(name)
-        if str(path) != name:
-            print(f"configuration {name}: {path}")
-        merged = merge_configs(merged, load_config(path))
+            content, source = parse_yaml(name, "--config"), "--config"
+        else:
+            path = find_config(name)
+            if str(path) != name:
+                print(f"configuration {name}: {path}")
+            content, source = load_config(path), str(path)
+        check_file(content, source, packages)
+        merged = merge_configs(merged, content)
     if position is None:
         return rest
     return [*rest[:position], "--config", yaml.safe_dump(merged, sort_keys=False), *rest[position:]]
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as YAML: {error}") from error
-    return _parse(text, str(path))
+    return parse_yaml(read_text(path), str(path))
 
 
-def _parse(text: str, source: str) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{source} cannot be read as YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{source} is not a configuration: it must be a YAML mapping")
-    return content
-
-
-def _include(value: Any, folder: Path, includes: tuple[Path, ...]) -> Any:
+def _include(value: Any, folder: Path, includes: tuple[Path, ...], left: list[int]) -> Any:
     """Replace the paths of files by their content.
 
     Args:
         value: part of a configuration.
         folder: of the file that it stands in.
         includes: the files that led to it, none of which may be included again.
+        left: how many files may still be included; counted down.
     """
     if isinstance(value, Mapping):
-        return {key: _include(item, folder, includes) for key, item in value.items()}
+        return {key: _include(item, folder, includes, left) for key, item in value.items()}
     if isinstance(value, str) and value.endswith(".yaml"):
-        path = (folder / value).resolve()
+        path = _included_path(value, folder, includes[-1])
         if path in includes:
             raise UserError(f"{includes[-1]} includes {value}, which includes it: one of the two must not")
-        return _include(_read(path), path.parent, (*includes, path))
+        left[0] -= 1
+        if left[0] < 0:
+            raise UserError(f"{includes[0]} includes more than {MAX_INCLUDES} files")
+        return _include(_read(path), path.parent, (*includes, path), left)
     return value
+
+
+def _included_path(value: str, folder: Path, source: Path) -> Path:
+    """A file of a stranger must not show what lies elsewhere on this machine."""
+    try:
+        path = (folder / value).resolve()
+        inside = any(path.is_relative_to(root.resolve()) for root in (folder, shipped_configs()))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{source} includes {value[:100]!r}, which is no path: {error}") from error
+    if not inside:
+        raise UserError(f"{source} includes {value[:200]}, which lies outside of its folder: move it there")
+    return path
 
 
 def _keys(content: Any, prefix: str = "") -> Iterator[str]:

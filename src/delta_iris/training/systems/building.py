@@ -8,11 +8,12 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from delta_iris.errors import UserError
 from delta_iris.training.learner import Learner
 
-__all__ = ["argument_of", "build_system", "count_parameters", "format_millions"]
+__all__ = ["argument_of", "at_most_parameters", "build_system", "count_parameters", "format_millions"]
 
 
 def build_system(configuration: Mapping[str, Any]) -> Learner:
@@ -32,6 +33,31 @@ def build_system(configuration: Mapping[str, Any]) -> Learner:
     parsed = parser.parse_object({"model": {**model, "init_args": {**model["init_args"], **sizes}}})
     system: Learner = parser.instantiate_classes(parsed).model
     return system
+
+
+@contextmanager
+def at_most_parameters(number: int) -> Iterator[None]:
+    """Stop building modules that have more parameters than a file has weights for.
+
+    Args:
+        number: of parameter tensors.
+
+    Raises:
+        UserError: as soon as there are more.
+    """
+    left = number
+
+    def count(*_: object) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise UserError(f"the model has more than the {number} weights that its file could hold")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @contextmanager
