@@ -106,6 +106,7 @@ class Replay:
         self.frame_shape = frame_shape
         self.skip_damaged = skip_damaged
         self.damaged_episodes: list[int] = []
+        self._damaged_chunks: list[int] = []
         self._files = ReplayFiles.of(folder)
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -288,7 +289,7 @@ class Replay:
         with disk_errors(self.folder):
             os.truncate(self._chunks.fileno(), position["bytes"])
             os.truncate(self._index.fileno(), position["chunks"] * INDEX_RECORD.itemsize)
-        self.damaged_episodes = [e for e in self.damaged_episodes if e < index.num_episodes]
+        self._damaged_chunks = [e for e in self._damaged_chunks if e < index.num_episodes]
         self._use(index)
         self._end = position["bytes"]
         self._synced_chunks = -1
@@ -324,7 +325,8 @@ class Replay:
         self._num_episodes = index.num_episodes
         self._lengths = np.zeros(max(1024, 2 * self._num_episodes), np.int64)
         self._lengths[: self._num_episodes] = index.lengths
-        self.damaged_episodes = sorted({*self.damaged_episodes, *index.damaged_episodes})
+        damaged = {*index.damaged_episodes, *self._damaged_chunks} if self.skip_damaged else set()
+        self.damaged_episodes = sorted(damaged)
 
     def _cut_torn_tail(self) -> None:
         """Remove an incomplete record, and the bytes of a chunk that has no record."""
@@ -333,7 +335,9 @@ class Replay:
                 os.truncate(file.fileno(), size)
 
     def _leave_out_damaged(self) -> None:
-        self.damaged_episodes = ReplayReader(self.folder, self.frame_shape, skip_damaged=True).verify()
+        reader = ReplayReader(self.folder, self.frame_shape, skip_damaged=True)
+        self.damaged_episodes = reader.verify()
+        self._damaged_chunks = [e for e in self.damaged_episodes if e not in reader.damaged_episodes]
         if self.damaged_episodes:
             count, shown = len(self.damaged_episodes), ", ".join(map(str, self.damaged_episodes[:20]))
             more = f" and {count - 20:,} more" if count > 20 else ""

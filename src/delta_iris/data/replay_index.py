@@ -191,7 +191,7 @@ class ReplayIndex:
             (bad_steps, "its steps cannot be"),
             (bad_numbers, "its numbers cannot be"),
             (bad_size, "its chunk's size cannot be"),
-            (outside, f"its chunk lies outside of {path.with_name('chunks.bin')}, which holds {chunks_bytes:,} bytes"),
+            (outside, f"its chunk lies outside of chunks.bin, which holds {chunks_bytes:,} bytes"),
         )
         bad = np.zeros(len(records), np.bool_)
         for wrong, _ in checks:
