@@ -62,38 +62,47 @@ def wait_until_dead(processes: list[int], seconds: float) -> None:
         time.sleep(0.02)
 
 
-def check_continued(folder: Path) -> None:
-    """The replay holds the steps that `fill` makes, without a gap."""
-    replay = Replay(folder.with_name("expected"), SHAPE)
-    fill(replay, 37)
-    fill(replay, 300, seed=1, length=10_000)
-    replay.close()
-    assert read_files(folder) == read_files(replay.folder)
-
-
 def test_a_limit_of_file_size_loses_nothing_and_the_same_process_goes_on(tmp_path: Path) -> None:
     """EFBIG, for real. What could not be written is kept in memory and written when there is space."""
     script = """
+    import itertools
+    import numpy as np
+    from tests.data.replay_helpers import random_step
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    replay = Replay(folder, SHAPE)
+    replay, generator = Replay(folder, SHAPE), np.random.default_rng(0)
     fill(replay, 37)
-    before = replay.position()
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, resource.RLIM_INFINITY))
-    for attempt in range(2):
-        try:
-            fill(replay, 300, seed=1, length=10_000) if attempt == 0 else replay.flush()
-        except UserError as error:
-            print(error)
+    try:
+        for t in itertools.count():
+            replay.append(0, *random_step(generator), False, False)
+    except UserError as error:
+        print(error)
+    try:
+        replay.flush()
+    except UserError as error:
+        print(error)
+    print(replay.open_episodes[0][1], t + 1)
+    if sys.argv[1].endswith("on"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        replay.append(0, *random_step(generator), True, False)
+    replay.close()
     """
-    stopped = run(script + "replay.close()\n".rjust(19), tmp_path / "stopped")
-    assert stopped.count("cannot be written: the limit of a file's size is reached") == 2
-    assert "what the last checkpoint includes is safe" in stopped
-    assert len(stopped.splitlines()) == 2
-    reader = ReplayReader(tmp_path / "stopped", SHAPE)
-    generator = np.random.default_rng(0)
-    np.testing.assert_array_equal(reader.read(0, 0, 37).frames, [random_step(generator)[0] for _ in range(37)])
-    for episode in range(reader.num_episodes):
-        reader.read(episode, 0, reader.length(episode))
+    for name in ("stopped", "goes on"):
+        *errors, steps = run(script, tmp_path / name).splitlines()
+        assert len(errors) == 2
+        for error in errors:
+            assert "cannot be written: the limit of a file's size is reached" in error
+            assert "what the last checkpoint includes is safe" in error
+        appended = int(steps.split()[1])
+        assert steps == f"{appended} {appended}"
+        reader = ReplayReader(tmp_path / name, SHAPE)
+        generator = np.random.default_rng(0)
+        np.testing.assert_array_equal(reader.read(0, 0, 37).frames, [random_step(generator)[0] for _ in range(37)])
+        if name == "goes on":
+            assert reader.length(1) == appended + 1
+            frames = reader.read(1, 0, appended + 1).frames
+            generator = np.random.default_rng(0)
+            np.testing.assert_array_equal(frames, [random_step(generator)[0] for _ in range(appended + 1)])
 
 
 TMPFS = ("unshare", "-Urm", "sh", "-c", 'mount -t tmpfs -o size=64k none "$0" && exec "$@"')
@@ -121,11 +130,9 @@ def test_a_full_disk_loses_nothing_and_collection_goes_on_once_there_is_space(tm
             full += 1
             if full == 1:
                 print(error)
-                replay.flush if False else None
-                Replay.num_frames
                 (folder / "ballast").unlink()
     position = replay.position()
-    print(full, replay.num_frames, [n for n in replay.lengths.tolist()] == [37] * 13 + [19])
+    print(full, replay.num_frames, replay.lengths.tolist() == [37] * 13 + [19])
     try:
         copy_replay(folder / "replay", folder / "copy", position)
     except UserError as error:
@@ -156,7 +163,7 @@ def test_a_read_only_file_system_is_refused_in_one_line(tmp_path: Path) -> None:
 
 
 def test_killed_writers_leave_a_replay_that_resumes(tmp_path: Path) -> None:
-    """Ten kills at random moments of writing, each resumed from the last position."""
+    """Kills at random moments of writing, each resumed from the last position."""
     script = """
     replay = Replay(folder, SHAPE)
     fill(replay, 1)
@@ -224,26 +231,26 @@ def test_workers_leave_signals_to_the_trainer_and_end_with_it(tmp_path: Path) ->
     assert time.monotonic() - started < 40
 
 
-def test_a_worker_that_hangs_or_dies_ends_in_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fault", ["time.sleep(1000)", "os.kill(os.getpid(), signal.SIGKILL)"])
+def test_a_worker_that_hangs_or_dies_ends_in_one_line(tmp_path: Path, fault: str) -> None:
     script = """
-    for number in (SIGNALS):
-        for worker in workers:
-            os.kill(worker, number)
+    class Disk(SegmentDataset):
+        def __getitems__(self, indices):
+            FAULT
+
+    replay = Replay(folder, SHAPE)
+    fill(replay, 370)
     try:
-        for batch in iterator:
-            pass
+        list(segment_loader(Disk(folder, SHAPE, 9), [[(0, 0)]] * 9, 2, timeout=1, phase="tokenizer"))
     except UserError as error:
         print(error)
     """
-    outcomes = {"signal.SIGSTOP,": "timed out after 1 seconds", "signal.SIGKILL,": "(killed by signal|exited unexp)"}
-    for signals, reason in outcomes.items():
-        text = LOADER.replace("TIMEOUT", "1") + textwrap.dedent(script).replace("SIGNALS", signals)
-        output = run(text, tmp_path / signals.strip(","))
-        assert output.startswith("tokenizer: reading segments of the replay failed (DataLoader ")
-        assert len(output.splitlines()) == 1
-        assert "data.num_workers" in output
-        assert "/dev/shm" in output
-        assert reason.startswith("(") or reason in output
+    output = run(script.replace("FAULT", fault), tmp_path)
+    assert output.startswith("tokenizer: reading segments of the replay failed (DataLoader ")
+    assert len(output.splitlines()) == 1
+    assert "data.num_workers" in output
+    assert "/dev/shm" in output
+    assert ("timed out after 1 seconds" in output) == ("sleep" in fault)
 
 
 def test_damage_that_a_worker_finds_arrives_as_the_same_line(tmp_path: Path) -> None:
