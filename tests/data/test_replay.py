@@ -250,8 +250,9 @@ def test_final_frames_and_cut_off_episodes_are_kept(seed: int, steps: int, end_r
             ended, final = bool(generator.random() < end_rate), None
             if generator.random() < 0.5:
                 final = random_step(generator)[0]
-            current.append((*random_step(generator), ended, False))
-            replay.append(0, *current[-1], final if ended else None)
+            frame, action, reward = random_step(generator)
+            current.append((frame, action, reward, ended, False))
+            replay.append(0, frame, action, reward, ended, False, final if ended else None)
             if generator.random() < 0.2:
                 replay.flush()
             if not ended and generator.random() < end_rate:
@@ -355,7 +356,13 @@ def test_a_replay_of_another_run_is_refused(tmp_path: Path) -> None:
 def test_an_invalid_step_raises_and_is_not_stored(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     replay = Replay(tmp_path, SHAPE)
     fill(replay, 3)
-    step = {"frame": np.zeros(SHAPE, np.uint8), "action": 0, "reward": 0.0, "terminated": False, "truncated": False}
+    step: dict[str, Any] = {
+        "frame": np.zeros(SHAPE, np.uint8),
+        "action": 0,
+        "reward": 0.0,
+        "terminated": False,
+        "truncated": False,
+    }
     with pytest.raises(UserError, match=message):
         replay.append(0, **(step | changes))
     replay.close()

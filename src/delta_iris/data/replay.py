@@ -30,6 +30,7 @@ from delta_iris.data.replay_format import (
     CHUNK_STEPS,
     FINAL_FRAME,
     INDEX_RECORD,
+    INDEX_RECORD_1,
     MAX_ENVIRONMENTS,
     TERMINATED,
     TRUNCATED,
@@ -42,7 +43,6 @@ from delta_iris.data.replay_index import (
     ReplayPosition,
     check_position,
     read_index,
-    record_checks,
 )
 from delta_iris.data.replay_reader import ReplayReader
 from delta_iris.data.replay_upgrade import upgrade_replay
@@ -55,6 +55,7 @@ MAX_PENDING_CHUNKS = 64
 
 _MAX_REWARD = float(np.finfo(np.float32).max)
 _MAX_ACTION = 2**31 - 1
+_UINT8 = np.dtype(np.uint8)
 
 _log = logging.getLogger(__name__)
 
@@ -254,7 +255,7 @@ class Replay:
         """
         self.flush()
         if sync and self._synced_chunks != self._num_chunks:
-            self._check_unchanged()
+            self._check_unchanged(moved=True)
             with disk_errors(self.folder):
                 os.fsync(self._chunks.fileno())
                 os.fsync(self._index.fileno())
@@ -347,15 +348,18 @@ class Replay:
         if self._problem is not None:
             raise UserError(self._problem)
 
-    def _check_unchanged(self) -> None:
-        """Check that the files are what this object wrote: another process might write them, or have moved them."""
+    def _check_unchanged(self, moved: bool = False) -> None:
+        """Check that the files are what this object wrote: another process might write them, or have `moved` them."""
         expected = (
             (self._chunks, self._files.chunks, self._end),
             (self._index, self._files.index, self._num_chunks * INDEX_RECORD.itemsize),
         )
         for file, path, size in expected:
             opened = os.fstat(file.fileno())
-            if opened.st_size != size or not path.exists() or not os.path.samestat(opened, path.stat()):
+            wrong = opened.st_size != size
+            if moved and not wrong:
+                wrong = not path.exists() or not os.path.samestat(opened, path.stat())
+            if wrong:
                 raise UserError(
                     f"{path} was changed by another process (it should hold {size:,} bytes): end that process, and "
                     "resume with --ckpt_path"
@@ -374,7 +378,7 @@ class Replay:
             raise UserError(f"action {action} of environment {environment} {self._at_step(environment)} is invalid")
 
     def _check_frame(self, environment: int, frame: NDArray[np.uint8]) -> None:
-        if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.shape != self.frame_shape:
+        if not isinstance(frame, np.ndarray) or frame.dtype != _UINT8 or frame.shape != self.frame_shape:
             found = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
             raise UserError(
                 f"environment {environment} gave a frame that is {found} {self._at_step(environment)}, but must be "
@@ -417,8 +421,8 @@ class Replay:
     def _write(self, chunk: _PendingChunk) -> None:
         """Write a chunk and its record; if that fails, neither is left in the files, and it can be tried again."""
         payload = chunk.payload.result()
-        record = np.array((*chunk[:-1], self._end, len(payload), zlib.crc32(payload), 0), INDEX_RECORD)
-        record["check"] = record_checks(record[None])[0]
+        fields = np.array((*chunk[:-1], self._end, len(payload), zlib.crc32(payload)), INDEX_RECORD_1).tobytes()
+        record = fields + zlib.crc32(fields).to_bytes(4, "little")
         with disk_errors(self.folder):
             if self._write_failed:
                 self._cut_torn_tail()
@@ -426,7 +430,7 @@ class Replay:
             try:
                 self._write_failed = True
                 write_all(self._chunks, payload)
-                write_all(self._index, record.tobytes())
+                write_all(self._index, record)
                 self._write_failed = False
             finally:
                 if self._write_failed:
@@ -434,5 +438,5 @@ class Replay:
                         self._cut_torn_tail()
         self._num_chunks += 1
         self._end += len(payload)
-        self._digest.update(record.tobytes())
+        self._digest.update(record)
         self._lengths[chunk.episode] += chunk.steps
