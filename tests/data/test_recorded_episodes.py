@@ -223,6 +223,23 @@ def test_many_damaged_recordings_are_named_or_without_effect(data: st.DataObject
         mutate(data, Path(folder))
 
 
+def test_a_directory_that_hides_an_array_raises(tmp_path: Path) -> None:
+    """A comment's length, changed to swallow the next entry: without `discount`, the episode would seem cut off."""
+    path = save(tmp_path / "hidden.npz", **EPISODE)
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        names, entry = archive.namelist(), archive.start_dir
+    hidden = names.index("discount.npy")
+    for name in names[: hidden - 1]:
+        entry += 46 + len(name)
+    content[entry + 32] = sum(46 + len(name) for name in names[hidden:])
+    path.write_bytes(content)
+    with zipfile.ZipFile(path) as archive:
+        assert "discount.npy" not in archive.namelist()
+    with pytest.raises(UserError, match=r"hidden\.npz cannot be read .*directory is damaged"):
+        read_recorded_episode(path, SHAPE, 17)
+
+
 def test_fewer_episodes_than_processes_raise(tmp_path: Path) -> None:
     save(tmp_path / "a.npz", **make_episode(3))
     with pytest.raises(UserError, match=r"holds 1 \.npz files"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +25,9 @@ MAX_EPISODE_BYTES = 1 << 30
 
 _MAX_DEFLATE_RATIO = 1032
 """Deflate, the only compression of `.npz` files, makes nothing smaller than by this factor."""
+
+_END_RECORD = struct.Struct("<4s6xH10x")
+"""The end of a zip archive: a signature and the number of its members, among others."""
 
 
 class RecordedEpisode(NamedTuple):
@@ -82,6 +87,11 @@ def read_recorded_episode(path: Path, frame_shape: tuple[int, int, int], num_act
     """
     try:
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            file.seek(-_END_RECORD.size, os.SEEK_END)
+            signature, members, *_ = _END_RECORD.unpack(file.read(_END_RECORD.size))
+            # A wrong length in the archive's directory, which has no checksum, might swallow the entry of a member.
+            if signature != b"PK\x05\x06" or members != len(archive.infolist()):
+                raise zipfile.BadZipFile("the archive's directory is damaged, or the archive has a comment")
             # Of every member, although most are ignored: a name that was changed must not hide one.
             headers = {info.filename.removesuffix(".npy"): _read_header(archive, info) for info in archive.infolist()}
             _check_headers(path, headers, frame_shape)
