@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from delta_iris.data.replay import Replay
+from delta_iris.data.replay_format import INDEX_RECORD
+from delta_iris.data.replay_index import record_checks
 
 SHAPE = (4, 6, 3)
 
@@ -29,3 +31,16 @@ def fill(replay: Replay, steps: int, seed: int = 0, length: int = 37) -> None:
 def read_files(folder: Path) -> list[bytes]:
     """Return the contents of the replay's binary files."""
     return [(folder / name).read_bytes() for name in ("chunks.bin", "index.bin")]
+
+
+def large_index(frames: int) -> NDArray[np.void]:
+    """Return the records of episodes of 160 steps, from 16 environments that take turns."""
+    chunks = frames // 16
+    records = np.zeros(chunks, INDEX_RECORD)
+    group, within = np.divmod(np.arange(chunks), 160)  # 16 episodes of 10 chunks
+    chunk, environment = np.divmod(within, 16)
+    records["episode"], records["environment"] = 16 * group + environment, environment
+    records["first_step"], records["steps"], records["flags"] = 16 * chunk, 16, chunk == 9
+    records["size"], records["offset"] = 100, 100 * np.arange(chunks)
+    records["check"] = record_checks(records)
+    return records

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -16,15 +17,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from delta_iris.data import replay as replay_module
 from delta_iris.data.loader import SegmentDataset
 from delta_iris.data.replay import MAX_PENDING_CHUNKS, Replay
-from delta_iris.data.replay_format import CHUNK_STEPS, pack_steps
+from delta_iris.data.replay_copy import copy_replay
+from delta_iris.data.replay_format import CHUNK_STEPS, INDEX_RECORD_1, pack_steps
+from delta_iris.data.replay_index import ReplayPosition, read_records
 from delta_iris.data.replay_reader import ReplayReader
 from delta_iris.errors import UserError
 
-from .replay_helpers import SHAPE, fill, random_step, read_files
+from .replay_helpers import SHAPE, fill, large_index, random_step, read_files
 
 
 @settings(max_examples=40, deadline=None)
@@ -64,6 +68,7 @@ def test_segments_equal_those_of_a_plain_list(
         reader = ReplayReader(Path(folder), SHAPE)
         dataset = SegmentDataset(Path(folder), SHAPE, 21)
         for number, episode in enumerate(episodes):
+            assert reader.final_frame(number) is None
             for found, expected in zip(reader.read(number, 0, len(episode)), zip(*episode, strict=True), strict=True):
                 np.testing.assert_array_equal(found, np.stack(expected))
             check_segment(dataset, episode, number, int(generator.integers(-20, len(episode))))
@@ -130,9 +135,8 @@ def test_files_do_not_depend_on_the_duration_of_compression(tmp_path: Path, monk
     [
         lambda replay: replay.num_frames,
         lambda replay: replay.lengths.sum(),
-        lambda replay: CHUNK_STEPS * replay.position()["chunks"],
     ],
-    ids=["num_frames", "lengths", "position"],
+    ids=["num_frames", "lengths"],
 )
 def test_full_chunks_count_while_they_are_compressed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count_steps: Callable[[Replay], int]
@@ -234,35 +238,209 @@ def test_a_folder_with_other_files_raises(tmp_path: Path) -> None:
         Replay(tmp_path, SHAPE)
 
 
-FULL_DISK_SCRIPT = """
-import resource, signal, sys
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from replay_helpers import SHAPE, fill
-from delta_iris.data.replay import Replay
-from delta_iris.errors import UserError
-replay = Replay(Path({folder!r}), SHAPE)
-fill(replay, 37)
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))  # larger files raise an error, as on a full disk
-try:
-    fill(replay, 1000, seed=1, length=10_000)
-except UserError as error:
-    print(error)
-replay.close()
-"""
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**31), steps=st.integers(1, 60), end_rate=st.sampled_from([0.02, 0.3]))
+def test_final_frames_and_cut_off_episodes_are_kept(seed: int, steps: int, end_rate: float) -> None:
+    """Episodes end by termination or are cut off later, with or without their final frame, flushed before or not."""
+    generator = np.random.default_rng(seed)
+    episodes: list[tuple[list[Any], NDArray[np.uint8] | None, bool]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        replay, current = Replay(Path(folder), SHAPE), list[Any]()
+        for _ in range(steps):
+            ended, final = bool(generator.random() < end_rate), None
+            if generator.random() < 0.5:
+                final = random_step(generator)[0]
+            frame, action, reward = random_step(generator)
+            current.append((frame, action, reward, ended, False))
+            replay.append(0, frame, action, reward, ended, False, final if ended else None)
+            if generator.random() < 0.2:
+                replay.flush()
+            if not ended and generator.random() < end_rate:
+                replay.truncate(0, final)
+                current[-1] = (*current[-1][:-1], True)
+                ended = True
+            if ended:
+                replay.truncate(0)  # nothing is open
+                episodes.append((current, final, True))
+                current = []
+        replay.close()
+        if current:
+            episodes.append((current, None, False))
+        reader = ReplayReader(Path(folder), SHAPE)
+        assert reader.num_episodes == len(episodes)
+        assert replay.lengths.tolist() == [len(episode) for episode, _, _ in episodes]
+        for number, (episode, final, _) in enumerate(episodes):
+            for found, expected in zip(reader.read(number, 0, len(episode)), zip(*episode, strict=True), strict=True):
+                np.testing.assert_array_equal(found, np.stack(expected))
+            stored = reader.final_frame(number)
+            assert (stored is None) == (final is None)
+            np.testing.assert_array_equal(stored, final)
 
 
-def test_a_full_disk_loses_nothing_that_was_written(tmp_path: Path) -> None:
-    folder = tmp_path / "replay"
-    script = FULL_DISK_SCRIPT.format(tests=str(Path(__file__).parent), folder=str(folder))
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert "is full" in run.stdout
-    assert "resume with --ckpt_path" in run.stdout
-    reader = ReplayReader(folder, SHAPE)
-    generator = np.random.default_rng(0)
-    expected = np.stack([random_step(generator)[0] for _ in range(37)])
-    np.testing.assert_array_equal(reader.read(0, 0, 37).frames, expected)
-    assert (folder / "index.bin").stat().st_size % 32 == 0
-    for episode in range(reader.num_episodes):
-        reader.read(episode, 0, reader.length(episode))
+def collect_steps(replay: Replay, generator: np.random.Generator, steps: int) -> None:
+    """Append steps of three environments whose episodes end at random, the last chunk of each with its final frame."""
+    for _ in range(steps):
+        for environment in range(3):
+            ended = bool(generator.random() < 0.03)
+            final = random_step(generator)[0]
+            replay.append(environment, *random_step(generator), ended, False, final if ended else None)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_resumed_replay_equals_one_that_never_stopped(tmp_path: Path, seed: int) -> None:
+    """To the bit, after a stop at a position, with steps after it that are lost."""
+    rounds = np.random.default_rng(seed).integers(1, 50, 4).tolist()
+    for name in ("stopped", "whole"):
+        replay, generator = Replay(tmp_path / name, SHAPE), np.random.default_rng(seed)
+        for steps in rounds:
+            collect_steps(replay, generator, steps)
+            position = replay.position(sync=False)
+            if name == "stopped":
+                collect_steps(replay, np.random.default_rng(99), 20)
+                replay.close()
+                replay = Replay(tmp_path / name, SHAPE)
+                replay.rollback(position)
+                assert replay.position() == position
+        replay.close()
+    assert read_files(tmp_path / "stopped") == read_files(tmp_path / "whole")
+
+
+def test_a_copy_up_to_a_position_continues_as_the_replay_did(tmp_path: Path) -> None:
+    replay, generator = Replay(tmp_path / "old", SHAPE), np.random.default_rng(0)
+    collect_steps(replay, generator, 50)
+    position, state = replay.position(), generator.bit_generator.state
+    collect_steps(replay, generator, 50)
+    last = replay.position()
+    files = read_files(tmp_path / "old")
+    copy_replay(tmp_path / "old", tmp_path / "runs" / "new", position)
+    assert read_files(tmp_path / "old") == files
+    copy = Replay(tmp_path / "runs" / "new", SHAPE)
+    copy.rollback(position)
+    generator.bit_generator.state = state
+    collect_steps(copy, generator, 50)
+    assert copy.position() == last
+    assert read_files(tmp_path / "runs" / "new") == files
+    with pytest.raises(UserError, match="is not empty"):
+        copy_replay(tmp_path / "old", tmp_path / "runs" / "new", position)
+
+
+def test_a_replay_of_another_run_is_refused(tmp_path: Path) -> None:
+    """Of the same number of chunks, and of any other."""
+    for name, seed in (("a", 0), ("b", 1)):
+        fill(Replay(tmp_path / name, SHAPE), 100, seed)
+    longer = Replay(tmp_path / "longer", SHAPE)
+    fill(longer, 400, seed=2, length=33)
+    position = Replay(tmp_path / "a", SHAPE).position()
+    for name in ("b", "longer"):
+        files = read_files(tmp_path / name)
+        with pytest.raises(UserError, match=r"index\.bin is not what it was .*another run"):
+            Replay(tmp_path / name, SHAPE).rollback(position)
+        with pytest.raises(UserError, match=r"index\.bin is not what it was .*another run"):
+            copy_replay(tmp_path / name, tmp_path / "copy", position)
+        assert read_files(tmp_path / name) == files
+    assert not (tmp_path / "copy").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reward": float("nan")}, r"environment 0 gave the reward nan at step 3 of episode 0"),
+        ({"reward": 1e39}, "finite 32-bit"),
+        ({"frame": np.zeros((6, 4, 3), np.uint8)}, r"frame that is uint8 \(6, 4, 3\) at step 3"),
+        ({"frame": np.zeros(SHAPE)}, "frame that is float64"),
+        ({"frame": None}, "frame that is NoneType"),
+        ({"action": -1}, "action -1"),
+        ({"final_frame": np.zeros(SHAPE), "terminated": True}, "frame that is float64"),
+    ],
+)
+def test_an_invalid_step_raises_and_is_not_stored(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    replay = Replay(tmp_path, SHAPE)
+    fill(replay, 3)
+    step: dict[str, Any] = {
+        "frame": np.zeros(SHAPE, np.uint8),
+        "action": 0,
+        "reward": 0.0,
+        "terminated": False,
+        "truncated": False,
+    }
+    with pytest.raises(UserError, match=message):
+        replay.append(0, **(step | changes))
+    replay.close()
+    assert ReplayReader(tmp_path, SHAPE).length(0) == 3
+
+
+def test_a_second_writer_is_noticed(tmp_path: Path) -> None:
+    replay, other = Replay(tmp_path, SHAPE), Replay(tmp_path, SHAPE)
+    fill(replay, 50)
+    with pytest.raises(UserError, match=r"chunks\.bin was changed by another process"):
+        fill(other, 50)
+    replay.close()
+    assert ReplayReader(tmp_path, SHAPE).length(1) == 50 - 37
+
+
+def test_a_moved_replay_is_noticed_when_a_checkpoint_is_to_name_it(tmp_path: Path) -> None:
+    replay = Replay(tmp_path / "replay", SHAPE)
+    fill(replay, 50)
+    (tmp_path / "replay").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=r"chunks\.bin was changed"):
+        replay.position()
+
+
+def write_version_1(folder: Path, steps: int) -> ReplayPosition:
+    """Write a replay as version 0.2.0 did, and return its position."""
+    replay = Replay(folder, SHAPE)
+    fill(replay, steps)
+    position = replay.position()
+    replay.close()
+    records = read_records(folder / "index.bin", 2)
+    old = np.zeros(len(records), INDEX_RECORD_1)
+    for name in INDEX_RECORD_1.names or ():
+        old[name] = records[name]
+    (folder / "index.bin").write_bytes(old.tobytes())
+    (folder / "replay.json").write_text(json.dumps({"format": 1, "frame_shape": list(SHAPE)}))
+    return {"chunks": position["chunks"], "bytes": position["bytes"]}
+
+
+def test_a_replay_of_version_1_is_read_and_continued(tmp_path: Path) -> None:
+    position = write_version_1(tmp_path, 100)
+    fill(Replay(tmp_path / "new", SHAPE), 100)
+    expected = [ReplayReader(tmp_path / "new", SHAPE).read(e, 0, 26) for e in range(3)]
+    files = read_files(tmp_path)
+    reader = ReplayReader(tmp_path, SHAPE)
+    for episode, steps in enumerate(expected):
+        for found, field in zip(reader.read(episode, 0, 26), steps, strict=True):
+            np.testing.assert_array_equal(found, field)
+    assert read_files(tmp_path) == files
+    replay = Replay(tmp_path, SHAPE)
+    assert read_files(tmp_path) == read_files(tmp_path / "new")
+    fill(replay, 50, seed=1)
+    replay.rollback(position)
+    assert read_files(tmp_path) == read_files(tmp_path / "new")
+
+
+@pytest.mark.parametrize("stage", ["index written", "metadata replaced"])
+def test_an_interrupted_conversion_is_finished(tmp_path: Path, stage: str) -> None:
+    fill(Replay(tmp_path / "new", SHAPE), 100)
+    write_version_1(tmp_path / "old", 100)
+    converted = (tmp_path / "new" / "index.bin").read_bytes()
+    (tmp_path / "old" / "index.bin.converted").write_bytes(converted)
+    if stage == "metadata replaced":
+        (tmp_path / "old" / "replay.json").write_bytes((tmp_path / "new" / "replay.json").read_bytes())
+    assert ReplayReader(tmp_path / "old", SHAPE).num_episodes == 3
+    Replay(tmp_path / "old", SHAPE)
+    assert read_files(tmp_path / "old") == read_files(tmp_path / "new")
+    assert sorted(path.name for path in (tmp_path / "old").iterdir()) == ["chunks.bin", "index.bin", "replay.json"]
+
+
+def test_reading_a_large_index_is_bounded_by_the_number_of_its_records(tmp_path: Path) -> None:
+    """A million frames: sorted, checked and summed within seconds, also on a busy machine."""
+    records = large_index(1_024_000)
+    Replay(tmp_path, SHAPE).close()
+    (tmp_path / "index.bin").write_bytes(records.tobytes())
+    with (tmp_path / "chunks.bin").open("wb") as file:
+        file.truncate(int(records["offset"][-1] + records["size"][-1]))
+    started = time.process_time()
+    reader = ReplayReader(tmp_path, SHAPE)
+    assert time.process_time() - started < 2
+    assert reader.num_episodes == 6_400
+    assert reader.length(17) == 160

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import functools
+import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +20,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from delta_iris.data.replay_reader import ReplayReader
 from delta_iris.data.segment import SegmentBatch, SegmentIndex
+from delta_iris.errors import UserError
 
-__all__ = ["SegmentDataset", "segment_loader"]
+__all__ = ["SegmentDataset", "SegmentLoader", "check_shared_memory", "segment_loader"]
+
+PREFETCH_FACTOR = 4
+"""Batches that each background process reads ahead."""
+
+_PR_SET_PDEATHSIG = 1
+"""Of Linux's `prctl`: the signal that a process gets when its parent dies."""
 
 
 class SegmentDataset(Dataset[SegmentBatch]):
@@ -26,13 +40,27 @@ class SegmentDataset(Dataset[SegmentBatch]):
         folder: folder of the replay.
         frame_shape: (H, W, 3).
         length: steps per segment, T.
+        skip_damaged: whether to open a replay whose index is damaged; see `ReplayReader`.
     """
 
-    def __init__(self, folder: Path, frame_shape: tuple[int, int, int], length: int) -> None:
+    def __init__(
+        self, folder: Path, frame_shape: tuple[int, int, int], length: int, skip_damaged: bool = False
+    ) -> None:
         self.folder = folder
+        self.skip_damaged = skip_damaged
         self.frame_shape = frame_shape
         self.length = length
         self._reader: ReplayReader | None = None
+
+    def bytes_per_batch(self, batch_size: int) -> int:
+        """Return the memory that a batch takes, apart from what each tensor needs by itself.
+
+        Args:
+            batch_size: number of segments, B.
+        """
+        frame = self.frame_shape[0] * self.frame_shape[1] * self.frame_shape[2]
+        # Actions and terminated are int64, rewards float32; mask and is_first take a byte.
+        return batch_size * self.length * (frame + 8 + 8 + 4 + 1 + 1)
 
     def __getitems__(self, indices: list[SegmentIndex]) -> SegmentBatch:
         """Read a batch of B segments; slots outside of the episodes are filled with zeros.
@@ -45,7 +73,7 @@ class SegmentDataset(Dataset[SegmentBatch]):
             UserError: if the data on disk is damaged.
         """
         if self._reader is None:
-            self._reader = ReplayReader(self.folder, self.frame_shape)
+            self._reader = ReplayReader(self.folder, self.frame_shape, self.skip_damaged)
         shape = (len(indices), self.length)
         frames = np.zeros((*shape, *self.frame_shape), np.uint8)
         actions, rewards = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
@@ -98,16 +126,114 @@ class _PlannedBatches:
         return len(self._batches)
 
 
+class SegmentLoader(DataLoader[SegmentBatch]):
+    """A DataLoader whose iterators raise what goes wrong in a background process as one line.
+
+    Args:
+        phase: name of the training phase, for messages.
+        options: keyword arguments of `DataLoader`.
+    """
+
+    def __init__(self, phase: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.phase = phase
+
+    def __iter__(self) -> Iterator[SegmentBatch]:  # type: ignore[override]
+        return self._batches(super().__iter__())
+
+    def _batches(self, iterator: Iterator[Any]) -> Iterator[SegmentBatch]:
+        while True:
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if not str(error).startswith("DataLoader "):
+                    raise
+                _kill(getattr(iterator, "_workers", []))
+                raise UserError(
+                    f"{self.phase}: reading segments of the replay failed ({str(error).rstrip('.')}): a process was "
+                    "killed, often for lack of memory, or cannot pass on its batches for lack of shared memory "
+                    "(/dev/shm): use fewer data.num_workers, or give the container more (--shm-size)"
+                ) from error
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+
+class _ErrorsAsBatches(Dataset[Any]):
+    """Returns a `UserError` in the place of a batch: raised in a worker, it would arrive as the text of a traceback."""
+
+    def __init__(self, dataset: SegmentDataset) -> None:
+        self._dataset = dataset
+
+    def __getitems__(self, indices: list[SegmentIndex]) -> SegmentBatch | UserError:
+        try:
+            return self._dataset.__getitems__(indices)
+        except UserError as error:
+            return error
+
+    def __getitem__(self, index: SegmentIndex) -> SegmentBatch | UserError:
+        return self.__getitems__([index])
+
+
 def _return_unchanged(batch: Any) -> Any:
     return batch
 
 
-def _init_worker(_: int) -> None:
-    # Ctrl-C reaches all processes of the terminal, but only the trainer decides what it means.
+def _kill(workers: list[BaseProcess]) -> None:
+    """End processes that may hang, which would keep this process from ending."""
+    for worker in workers:
+        # PyTorch's handler raises when the first one dies.
+        with contextlib.suppress(RuntimeError):
+            worker.kill()
+            worker.join()
+
+
+def _init_worker(_: int, parent: int) -> None:
+    """Leave it to the trainer what a signal means, but never outlive it."""
+    # Ctrl-C reaches all processes of the terminal.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A forked worker inherits Lightning's SIGTERM handler, which would keep it alive after terminate().
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # A scheduler sends SIGTERM to all processes of a job, the DataLoader to a worker that has to end.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_when_parent_says, args=(parent,), daemon=True).start()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before
+        os._exit(1)
     torch.set_num_threads(1)
+
+
+def _end_when_parent_says(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(128 + signal.SIGTERM)
+
+
+def check_shared_memory(num_workers: int, bytes_per_batch: int, batches: int) -> None:
+    """Check that the batches that are read ahead fit into shared memory; without it, workers would wait for ever.
+
+    Args:
+        num_workers: background processes of a loader.
+        bytes_per_batch: see `SegmentDataset.bytes_per_batch`.
+        batches: number of batches of the loader.
+
+    Raises:
+        UserError: if `/dev/shm` has less free space than needed.
+    """
+    shared_memory = Path("/dev/shm")
+    if not num_workers or not shared_memory.is_dir():
+        return
+    # One more is held by the trainer.
+    needed = (min(PREFETCH_FACTOR * num_workers, batches) + 1) * bytes_per_batch
+    state = os.statvfs(shared_memory)
+    free = state.f_bavail * state.f_frsize
+    if needed > free:
+        raise UserError(
+            f"data.num_workers is {num_workers}: the batches read ahead take {needed / 2**20:,.0f} MiB of shared "
+            f"memory, but {shared_memory} has {free / 2**20:,.0f} MiB free: use fewer data.num_workers or a smaller "
+            "batch_size in model.init_args.schedule, or give the container more (--shm-size)"
+        )
 
 
 def segment_loader(
@@ -116,8 +242,13 @@ def segment_loader(
     num_workers: int,
     skip: int = 0,
     pin_memory: bool = False,
-) -> DataLoader[SegmentBatch]:
+    timeout: float = 300,
+    phase: str = "training",
+) -> SegmentLoader:
     """Create a DataLoader that reads given batches in order.
+
+    Its iterators raise a `UserError` if the data on disk is damaged, if a background process dies, or if no batch comes
+    in time.
 
     Args:
         dataset: reads the segments.
@@ -125,16 +256,20 @@ def segment_loader(
         num_workers: number of background processes; 0 reads in the calling process.
         skip: number of batches at the beginning to leave out.
         pin_memory: whether to copy batches to page-locked memory, for faster transfers to a GPU.
+        timeout: seconds to wait for a batch of a background process.
+        phase: name of the training phase, for messages.
     """
-    return DataLoader(
-        dataset,
+    return SegmentLoader(
+        phase,
+        dataset=_ErrorsAsBatches(dataset),
         batch_sampler=_PlannedBatches(batches, skip),
         num_workers=num_workers,
         # `__getitems__` already returns a batch.
         collate_fn=_return_unchanged,
-        worker_init_fn=_init_worker,
+        worker_init_fn=functools.partial(_init_worker, parent=os.getpid()),
         pin_memory=pin_memory,
         # Creating an iterator draws a seed, which must not come from the random numbers of training.
         generator=torch.Generator(),
-        prefetch_factor=4 if num_workers else None,
+        prefetch_factor=PREFETCH_FACTOR if num_workers else None,
+        timeout=timeout if num_workers else 0,
     )

@@ -5,20 +5,24 @@ from __future__ import annotations
 import os
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
+from delta_iris.data.disk import open_regular
 from delta_iris.data.replay_format import (
+    FINAL_FRAME,
     TERMINATED,
     TRUNCATED,
     ReplayFiles,
     Steps,
-    check_metadata,
-    read_index,
+    packed_size,
+    unpack_final_frame,
     unpack_steps,
 )
+from delta_iris.data.replay_index import WAY_OUT, read_index
 from delta_iris.errors import UserError
 
 __all__ = ["ReplayReader"]
@@ -32,28 +36,36 @@ class ReplayReader:
     Args:
         folder: folder of the replay.
         frame_shape: (H, W, 3).
+        skip_damaged: whether to open a replay whose index is damaged. Damaged episodes then have no steps.
 
     Raises:
-        UserError: if the folder contains no replay, or its frames have another shape.
+        UserError: if the folder contains no replay, its frames have another shape, or its index is damaged.
     """
 
-    def __init__(self, folder: Path, frame_shape: tuple[int, int, int]) -> None:
-        check_metadata(folder, frame_shape)
+    def __init__(self, folder: Path, frame_shape: tuple[int, int, int], skip_damaged: bool = False) -> None:
         self.folder = folder
         self.frame_shape = frame_shape
+        self._index = read_index(folder, frame_shape)
+        if self._index.problem is not None and not skip_damaged:
+            raise UserError(self._index.problem)
         self._chunks_path = ReplayFiles.of(folder).chunks
-        self._records = read_index(folder)
-        # A stable sort keeps the chunks of an episode in the order of time, which is the order they were written in.
-        self._order = np.argsort(self._records["episode"], kind="stable").astype(np.int32)
-        episodes = self._records["episode"][self._order]
-        self._starts = np.searchsorted(episodes, np.arange(int(episodes[-1]) + 2 if len(episodes) else 1))
-        self._chunks = self._chunks_path.open("rb", buffering=0)
+        self._chunks: BinaryIO | None = None
+        if self._index.num_chunks:
+            try:
+                self._chunks = open_regular(self._chunks_path)
+            except FileNotFoundError:
+                raise UserError(f"{self._chunks_path} is missing: {WAY_OUT}") from None
         self._decompressor = zstandard.ZstdDecompressor()
 
     @property
     def num_episodes(self) -> int:
-        """Number of episodes, including unfinished ones."""
-        return len(self._starts) - 1
+        """Number of episodes, including unfinished and damaged ones."""
+        return self._index.num_episodes
+
+    @property
+    def damaged_episodes(self) -> list[int]:
+        """Numbers of the episodes that the index shows to be damaged. `verify` finds all."""
+        return self._index.damaged_episodes
 
     def environment(self, episode: int) -> int:
         """Return the index of the environment that an episode was collected in.
@@ -62,12 +74,12 @@ class ReplayReader:
             episode: number of the episode.
 
         Raises:
-            IndexError: if there is no such episode.
+            IndexError: if there is no such episode, or nothing of it could be read.
         """
         return int(self._records_of(episode)["environment"][0])
 
     def length(self, episode: int) -> int:
-        """Return the number of steps of an episode.
+        """Return the number of steps of an episode, 0 if it is damaged.
 
         Args:
             episode: number of the episode.
@@ -75,8 +87,8 @@ class ReplayReader:
         Raises:
             IndexError: if there is no such episode.
         """
-        last = self._records_of(episode)[-1]
-        return int(last["first_step"]) + int(last["steps"])
+        self._records_of(episode)
+        return int(self._index.lengths[episode])
 
     def read(self, episode: int, start: int, stop: int) -> Steps:
         """Read the steps start ≤ t < stop of an episode.
@@ -91,30 +103,88 @@ class ReplayReader:
             UserError: if the data on disk is damaged.
         """
         records = self._records_of(episode)
-        if not 0 <= start < stop <= int(records[-1]["first_step"]) + int(records[-1]["steps"]):
+        length = int(self._index.lengths[episode])
+        if not 0 <= start < stop <= length:
             raise IndexError(f"episode {episode} of {self.folder} has no steps {start}…{stop}")
         first, last = np.searchsorted(records["first_step"], [start, stop - 1], side="right") - 1
-        chunks = [self._read_chunk(records[i]) for i in range(int(first), int(last) + 1)]
+        chunks = [self._read_steps(records[i]) for i in range(int(first), int(last) + 1)]
         skip = start - int(records[first]["first_step"])
-        return Steps(*(np.concatenate(field)[skip : skip + stop - start] for field in zip(*chunks, strict=True)))
+        steps = Steps(*(np.concatenate(field)[skip : skip + stop - start] for field in zip(*chunks, strict=True)))
+        if stop == length:
+            # Told by the last record, which may be an end record without steps.
+            steps.terminated[-1] = bool(records[-1]["flags"] & TERMINATED)
+            steps.truncated[-1] = bool(records[-1]["flags"] & TRUNCATED)
+        return steps
+
+    def final_frame(self, episode: int) -> NDArray[np.uint8] | None:
+        """Return the frame after an episode's last step, if it was stored.
+
+        Args:
+            episode: number of the episode.
+
+        Returns:
+            (H, W, 3) uint8, or None: the episode is unfinished or damaged, or its last frame was not known.
+
+        Raises:
+            IndexError: if there is no such episode.
+            UserError: if the data on disk is damaged.
+        """
+        records = self._records_of(episode)
+        if not self._index.lengths[episode] or not records[-1]["flags"] & FINAL_FRAME:
+            return None
+        return unpack_final_frame(self._read_chunk(records[-1]), int(records[-1]["steps"]), self.frame_shape)
+
+    def verify(self) -> list[int]:
+        """Read every chunk and return the numbers of all damaged episodes, ascending."""
+        damaged = set(self.damaged_episodes)
+        # In the order of the file, which is many times faster on a disk than the order of episodes.
+        for record in self._index.records[np.argsort(self._index.records["offset"], kind="stable")]:
+            if int(record["episode"]) not in damaged:
+                try:
+                    self._read_payload(record)
+                except UserError:
+                    damaged.add(int(record["episode"]))
+        return sorted(damaged)
 
     def _records_of(self, episode: int) -> NDArray[np.void]:
         if not 0 <= episode < self.num_episodes:
             raise IndexError(f"{self.folder} has no episode {episode}")
-        return self._records[self._order[self._starts[episode] : self._starts[episode + 1]]]
+        return self._index.records_of(episode)
 
-    def _read_chunk(self, record: np.void) -> Steps:
-        size, steps = int(record["size"]), int(record["steps"])
-        # pread does not move the file position, so that forked processes can share the open file.
-        payload = os.pread(self._chunks.fileno(), size, int(record["offset"]))
+    def _read_steps(self, record: np.void) -> Steps:
+        steps = int(record["steps"])
+        frames, actions, rewards = unpack_steps(self._read_chunk(record), steps, self.frame_shape)
+        # Only an episode's last step may be an end.
+        no_end = np.zeros((2, steps), np.bool_)
+        return Steps(frames, actions.astype(np.int64), rewards, no_end[0], no_end[1])
+
+    def _read_chunk(self, record: np.void) -> bytes:
+        payload = self._read_payload(record)
+        size = packed_size(int(record["steps"]), self.frame_shape, bool(record["flags"] & FINAL_FRAME))
+        try:
+            # Before memory is asked for: the size that the compressed data declares must be right.
+            if zstandard.frame_content_size(payload) == size:
+                return self._decompressor.decompress(payload, max_output_size=size)
+        except zstandard.ZstdError:
+            pass
+        raise self._damage(record)
+
+    def _read_payload(self, record: np.void) -> bytes:
+        size = int(record["size"])
+        if not size:  # an end record without a frame
+            return b""
+        assert self._chunks is not None
+        try:
+            # pread does not move the file position, so that forked processes can share the open file.
+            payload = os.pread(self._chunks.fileno(), size, int(record["offset"]))
+        except OSError as error:
+            raise self._damage(record, error.strerror) from error
         if len(payload) != size or zlib.crc32(payload) != record["crc"]:
-            raise UserError(
-                f"{self._chunks_path} is damaged at byte {int(record['offset']):,} (episode "
-                f"{int(record['episode'])}, step {int(record['first_step'])}): restore the file from a copy, or "
-                "start a new run"
-            )
-        frames, actions, rewards = unpack_steps(self._decompressor.decompress(payload), steps, self.frame_shape)
-        terminated, truncated = np.zeros(steps, np.bool_), np.zeros(steps, np.bool_)
-        terminated[-1] = bool(record["flags"] & TERMINATED)
-        truncated[-1] = bool(record["flags"] & TRUNCATED)
-        return Steps(frames, actions.astype(np.int64), rewards, terminated, truncated)
+            raise self._damage(record)
+        return payload
+
+    def _damage(self, record: np.void, reason: str | None = None) -> UserError:
+        return UserError(
+            f"{self._chunks_path} is damaged at byte {int(record['offset']):,} (episode {int(record['episode'])}, "
+            f"step {int(record['first_step'])}{f': {reason}' if reason else ''}): {WAY_OUT}"
+        )

@@ -56,7 +56,7 @@ class SegmentSampler:
         """Sample a batch of segments.
 
         Args:
-            lengths: (episodes,) int64, steps of each episode, each at least 1.
+            lengths: (episodes,) int64, steps of each episode. Episodes of 0 steps, which are damaged, are left out.
             batch_size: number of segments.
             update_counts: whether these samples lower the priority of their episodes in later batches.
 
@@ -69,7 +69,7 @@ class SegmentSampler:
         if len(self._counts) < len(lengths):
             self._counts = np.concatenate([self._counts, np.zeros(len(lengths) - len(self._counts), np.int64)])
         last_starts = lengths + self.pad_end - self.length
-        num_starts = np.maximum(last_starts + self.pad_start + 1, 0)
+        num_starts = np.where(lengths > 0, np.maximum(last_starts + self.pad_start + 1, 0), 0)
         if self.recent_steps is None:
             weights = np.where(num_starts > 0, self._priorities(), 0.0)
         else:

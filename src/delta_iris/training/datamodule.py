@@ -16,6 +16,7 @@ from delta_iris.data.collector import Collector, EpisodeStats, Policy
 from delta_iris.data.loader import SegmentDataset, segment_loader
 from delta_iris.data.recorded_episodes import add_recorded_episodes, find_recorded_episodes
 from delta_iris.data.replay import Replay
+from delta_iris.data.replay_index import ReplayPosition
 from delta_iris.data.replay_reader import ReplayReader
 from delta_iris.data.sampler import SegmentSampler
 from delta_iris.data.segment import SegmentBatch, SegmentIndex
@@ -96,7 +97,7 @@ class ReplayDataModule(L.LightningDataModule):
         self.collector: Collector
         self.samplers: dict[str, SegmentSampler] = {}
         self.recorded_paths: list[Path] = []
-        self.committed_position: dict[str, int] = {}
+        self.committed_position: ReplayPosition = {"chunks": 0, "bytes": 0}
         self._phase_start: tuple[str, dict[str, Any]] | None = None
         self._phase_batches: list[list[SegmentIndex]] = []
         self._restored_random: dict[str, Any] | None = None
@@ -176,7 +177,6 @@ class ReplayDataModule(L.LightningDataModule):
             )
         envs = self._make_envs(self.split_across_ranks("data.num_envs", self.num_envs))
         self.collector = Collector(envs, self.replay, self.learner.make_policy().burn_in, self.seed)
-        self.commit()
 
     @property
     def seed(self) -> int:
@@ -247,7 +247,7 @@ class ReplayDataModule(L.LightningDataModule):
             )
         if self.recorded_paths:
             add_recorded_episodes(self.replay, self.recorded_paths[self._rank :: self.world_size], self.num_actions)
-            self.commit()
+        self.commit()
         if self.world_size > 1:
             # Until here all processes drew the same numbers, which equal initial weights need; now each draws its own.
             torch.manual_seed(self.seed)
@@ -318,7 +318,8 @@ class ReplayDataModule(L.LightningDataModule):
             ) from error
         self._phase_batches = batches
         dataset = SegmentDataset(self.replay.folder, self.frame_shape, sampler.length)
-        return segment_loader(dataset, batches, self.num_workers, skip, pin_memory=torch.cuda.is_available())
+        pin_memory = torch.cuda.is_available()
+        return segment_loader(dataset, batches, self.num_workers, skip, pin_memory, phase=phase.name)
 
     def episodes_of(self, batch_idx: int) -> list[int]:
         """The episodes of this process's replay, in order, that a batch of the present phase was drawn from."""
@@ -374,6 +375,8 @@ class ReplayDataModule(L.LightningDataModule):
             )
         own = state["ranks"][self._rank]
         self.replay.rollback(own["replay"])
+        for environment in self.replay.open_episodes:  # environments start anew
+            self.replay.truncate(environment)
         self.commit()
         for name, sampler in self.samplers.items():
             sampler.load_state_dict(own["samplers"][name])

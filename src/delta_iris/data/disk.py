@@ -1,0 +1,137 @@
+"""Files that are whole or absent after a crash, and one true line when a disk does not take or give what it should."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from delta_iris.errors import UserError
+
+__all__ = ["copy_bytes", "disk_errors", "open_regular", "replace_file", "sync_folder", "write_all"]
+
+_REASONS = {
+    errno.ENOSPC: ("the disk is full", "free some space"),
+    errno.EDQUOT: ("the disk quota is used up", "free some space"),
+    errno.EFBIG: ("the limit of a file's size is reached (ulimit -f, or the file system's)", "raise it"),
+    errno.EROFS: ("the file system is read-only", "make it writable"),
+    errno.EIO: ("the disk reports an error", "check the disk"),
+}
+
+_NO_COPY_FILE_RANGE = (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM)
+"""What `os.copy_file_range` fails with where a file system does not have it."""
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn an `OSError` of writing into one line that says what is certain.
+
+    Args:
+        path: what is written, for the message.
+
+    Raises:
+        UserError: if the disk is full, read-only or broken, or the path cannot be written for another reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason, way_out = _REASONS.get(error.errno or 0, (error.strerror or str(error), "change that"))
+        raise UserError(
+            f"{path} cannot be written: {reason}; what the last checkpoint includes is safe: {way_out} and resume "
+            "with --ckpt_path"
+        ) from error
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for unbuffered reading; a pipe or a device, which might block for ever, is refused.
+
+    Args:
+        path: the file, or a link to it.
+
+    Raises:
+        FileNotFoundError: if it does not exist.
+        UserError: if it is not a regular file, or cannot be opened.
+    """
+    try:
+        # Without O_NONBLOCK, opening a pipe would already wait for its writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UserError(f"{path} is not a regular file: restore it from a copy, or start a new run")
+    return open(descriptor, "rb", buffering=0)
+
+
+def write_all(file: BinaryIO, data: bytes) -> None:
+    """Write all bytes to an unbuffered file, which may write fewer than requested at once.
+
+    Args:
+        file: the file.
+        data: the bytes.
+    """
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file so that after a crash it has either its old content or the new one, never a part.
+
+    Args:
+        path: the file, which need not exist.
+        data: the new content.
+    """
+    new = path.with_name(path.name + ".new")
+    with new.open("wb", buffering=0) as file:
+        write_all(file, data)
+        os.fsync(file.fileno())
+    os.replace(new, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power loss.
+
+    Args:
+        folder: the folder.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def copy_bytes(source: Path, target: Path, size: int) -> None:
+    """Copy the first bytes of a file to a new file and sync it, sharing disk blocks where the file system can.
+
+    Args:
+        source: the file.
+        target: the new file.
+        size: number of bytes, at most the size of the file.
+    """
+    with source.open("rb", buffering=0) as reader, target.open("xb", buffering=0) as writer:
+        missing = size
+        try:
+            while missing and hasattr(os, "copy_file_range"):  # Linux
+                copied = os.copy_file_range(reader.fileno(), writer.fileno(), missing)
+                if not copied:
+                    break
+                missing -= copied
+        except OSError as error:
+            if error.errno not in _NO_COPY_FILE_RANGE:
+                raise
+        while missing:
+            block = reader.read(min(missing, 1 << 20))
+            if not block:
+                raise OSError(errno.EIO, f"{source} ends early")
+            write_all(writer, block)
+            missing -= len(block)
+        os.fsync(writer.fileno())
