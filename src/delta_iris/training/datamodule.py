@@ -13,7 +13,7 @@ from gymnasium.vector import AsyncVectorEnv
 from torch.utils.data import DataLoader
 
 from delta_iris.data.collector import Collector, EpisodeStats, Policy
-from delta_iris.data.loader import SegmentDataset, segment_loader
+from delta_iris.data.loader import SegmentDataset, check_shared_memory, segment_loader
 from delta_iris.data.recorded_episodes import add_recorded_episodes, find_recorded_episodes
 from delta_iris.data.replay import Replay
 from delta_iris.data.replay_index import ReplayPosition
@@ -55,6 +55,7 @@ class ReplayDataModule(L.LightningDataModule):
         test_episodes: episodes of `test`.
         val_batches: batches of held-out segments that the world model is measured on.
         val_batch_size: segments of each of these batches.
+        skip_damaged_episodes: leave out episodes that are damaged on the disk, instead of ending with their names.
 
     Raises:
         ValueError: if a number is below 1.
@@ -74,6 +75,7 @@ class ReplayDataModule(L.LightningDataModule):
         test_episodes: int = 256,
         val_batches: int = 6,
         val_batch_size: int = 32,
+        skip_damaged_episodes: bool = False,
     ) -> None:
         super().__init__()
         at_least_one = {
@@ -93,6 +95,7 @@ class ReplayDataModule(L.LightningDataModule):
         self.recorded_episodes = recorded_episodes
         self.val_episodes, self.test_episodes = val_episodes, test_episodes
         self.val_batches, self.val_batch_size = val_batches, val_batch_size
+        self.skip_damaged_episodes = skip_damaged_episodes
         self.replay: Replay
         self.collector: Collector
         self.samplers: dict[str, SegmentSampler] = {}
@@ -164,7 +167,7 @@ class ReplayDataModule(L.LightningDataModule):
         folder = Path(self.trainer.log_dir or self.trainer.default_root_dir) / "replay" / f"rank_{self._rank}"
         if self.recorded_episodes is not None and not folder.exists():  # a resumed run has them already
             self.recorded_paths = find_recorded_episodes(Path(self.recorded_episodes), self.world_size)
-        self.replay = Replay(folder, self.frame_shape)
+        self.replay = Replay(folder, self.frame_shape, skip_damaged=self.skip_damaged_episodes)
         for index, phase in enumerate(self.learner.phases):
             sampling = phase.sampling
             self.samplers[phase.name] = SegmentSampler(
@@ -175,6 +178,10 @@ class ReplayDataModule(L.LightningDataModule):
                 sampling.priority_exponent,
                 sampling.recent_frames and -(-sampling.recent_frames // self.world_size),
             )
+            key = f"model.init_args.schedule.{phase.name}.batch_size"
+            batch_size = self.split_across_ranks(key, phase.schedule.batch_size)
+            bytes_per_batch = self._dataset(sampling.length).bytes_per_batch(batch_size)
+            check_shared_memory(self.num_workers, bytes_per_batch, phase.schedule.steps)
         envs = self._make_envs(self.split_across_ranks("data.num_envs", self.num_envs))
         self.collector = Collector(envs, self.replay, self.learner.make_policy().burn_in, self.seed)
 
@@ -317,13 +324,16 @@ class ReplayDataModule(L.LightningDataModule):
                 f"{phase.name}: {error}: use a shorter horizon or burn_in, or collect more frames"
             ) from error
         self._phase_batches = batches
-        dataset = SegmentDataset(self.replay.folder, self.frame_shape, sampler.length)
+        dataset = self._dataset(sampler.length)
         pin_memory = torch.cuda.is_available()
         return segment_loader(dataset, batches, self.num_workers, skip, pin_memory, phase=phase.name)
 
     def episodes_of(self, batch_idx: int) -> list[int]:
         """The episodes of this process's replay, in order, that a batch of the present phase was drawn from."""
         return sorted({episode for episode, _ in self._phase_batches[batch_idx]})
+
+    def _dataset(self, length: int) -> SegmentDataset:
+        return SegmentDataset(self.replay.folder, self.frame_shape, length, skip_damaged=self.skip_damaged_episodes)
 
     def end_phase(self) -> None:
         """Mark a phase as complete: checkpoints saved from now on hold the sampler's state after it."""
