@@ -22,18 +22,19 @@ def open_regular(path: Path) -> BinaryIO:
         path: of the file.
 
     Raises:
+        FileNotFoundError: if it does not exist.
         UserError: if it is no regular file, or cannot be opened.
     """
     try:
         # Without O_NONBLOCK, opening a pipe waits for its writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError as error:
-        raise UserError(f"{path} cannot be read: it does not exist") from error
+    except FileNotFoundError:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"{str(path)!r} cannot be read: {error}") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise UserError(f"{path} cannot be read: it is not a regular file")
+        raise UserError(f"{path} is not a regular file")
     return os.fdopen(descriptor, "rb")
 
 
@@ -45,13 +46,13 @@ def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
         max_bytes: a larger file is refused before it is read.
 
     Raises:
-        UserError: see `open_regular`; also if it is larger, or not UTF-8.
+        UserError: if it does not exist, is no regular file, cannot be read, is larger, or not UTF-8.
     """
     try:
         with open_regular(path) as file:
             content = file.read(max_bytes + 1)
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     if len(content) > max_bytes:
         raise UserError(f"{path} cannot be read: it is larger than {max_bytes} bytes")
     try:

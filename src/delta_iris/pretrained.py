@@ -195,12 +195,11 @@ class Agent:
         return int(action)
 
 
-def load_pretrained(folder: Path | str, packages: tuple[str, ...] = (), trust: Sequence[str] = ()) -> Agent:
+def load_pretrained(folder: Path | str, trust: Sequence[str] = ()) -> Agent:
     """Load an exported agent.
 
     Args:
         folder: that `export_agent` made.
-        packages: an earlier name of `trust`.
         trust: top-level packages, besides this one, whose classes the configuration may name.
 
     Raises:
@@ -209,19 +208,19 @@ def load_pretrained(folder: Path | str, packages: tuple[str, ...] = (), trust: S
     folder = Path(folder)
     content = load_exported(folder)
     configuration = content["configuration"]
-    trusted = {*packages, *trust} - {"delta_iris"}
     for key, value in walk(configuration["model"], "model"):
         # The parser takes the name of a class or a function in place of a group too.
         if is_dotted_name(value):
-            refuse_foreign_name(value.strip(), f"{folder / ABOUT}: {key}", trusted, ADVICE)
+            refuse_foreign_name(value.strip(), f"{folder / ABOUT}: {key}", trust, ADVICE)
     with _one_message(folder):
-        if not trusted:
+        if not trust:
             # Without memory, so that a small file cannot ask for a large network; a stranger's code may not work so.
             with torch.device("meta"), at_most_parameters(2 * len(content["state_dict"]) + 100):
                 empty = build_system(configuration)
             check_weights(content, empty.state_dict(), configuration, folder)
         system = build_system(configuration)
-        check_weights(content, system.state_dict(), configuration, folder)
+        if trust:
+            check_weights(content, system.state_dict(), configuration, folder)
         system.load_state_dict(content["state_dict"])
         return Agent(system, content["frames_collected"])
 

@@ -136,7 +136,7 @@ def enforce_trust(packages: Collection[str]) -> None:
     """
     for package in packages:
         if not package.isidentifier() or package == "jsonargparse":
-            raise UserError(f"--trust {package}: give the name of a top-level package, such as my_games")
+            raise UserError(f"{package!r} cannot be trusted: give the name of a top-level package, such as my_games")
     lifted = [name for name in DENIED if name.partition(".")[0] in packages]
     set_parsing_settings(
         instantiate_subclass_spec_in_any=False,

@@ -14,6 +14,8 @@ from delta_iris.data.collector import EpisodeStats
 from delta_iris.data.segment import SegmentBatch
 from delta_iris.errors import UserError
 from delta_iris.training.datamodule import ReplayDataModule
+from delta_iris.training.schedule import PhaseSchedule
+from delta_iris.training.systems.model_free import ModelFreeSchedule
 from tests.training.catch_helpers import (
     BURN_IN,
     EPISODE_LENGTH,
@@ -32,10 +34,10 @@ def go_on(frames: int, episodes: list[EpisodeStats]) -> bool:
     return False
 
 
-def set_up(folder: Path, seed: int = 3, **changes: Any) -> ReplayDataModule:
+def set_up(folder: Path, seed: int = 3, schedule: ModelFreeSchedule | None = None, **changes: Any) -> ReplayDataModule:
     """Return a data module as it is when a run begins, attached to a Trainer and a system."""
     trainer, data = make_trainer(folder), make_catch_data(**changes)
-    trainer.strategy.connect(make_model_free())
+    trainer.strategy.connect(make_model_free(schedule))
     data.trainer = trainer
     torch.manual_seed(seed)
     data.setup("fit")
@@ -157,6 +159,44 @@ def test_a_checkpoint_within_a_phase_contains_the_sampler_before_it(data: Replay
     assert_equal(read_batches(data, 5), following)
     data.load_state_dict(after)
     assert_equal(read_batches(data, 5), following)
+
+
+def test_damaged_episodes_end_a_resumed_run_or_are_left_out_on_request(tmp_path: Path, data: ReplayDataModule) -> None:
+    data.collect(None, 200, 0.0, go_on)
+    data.commit()
+    state = data.state_dict()
+    lengths = data.replay.lengths.tolist()
+    data.teardown("fit")
+    chunks = data.replay.folder / "chunks.bin"
+    content = bytearray(chunks.read_bytes())
+    content[-10] ^= 1  # in the last chunk: recent episodes are drawn from
+    chunks.write_bytes(content)
+    lenient = set_up(tmp_path, skip_damaged_episodes=True)
+    lenient.load_state_dict(state)
+    (damaged,) = lenient.replay.damaged_episodes
+    lengths[damaged] = 0
+    assert lenient.replay.lengths.tolist() == lengths
+    for _ in range(20):
+        read_batches(lenient, 5)
+        assert damaged not in {episode for batch in range(5) for episode in lenient.episodes_of(batch)}
+    lenient.teardown("fit")
+    strict = set_up(tmp_path)
+    strict.load_state_dict(state)
+    with pytest.raises(UserError, match=rf"chunks\.bin is damaged .*episode {damaged}, .*data\.skip_damaged_episodes"):
+        read_batches(strict, 100)
+    strict.teardown("fit")
+
+
+@pytest.mark.parametrize(
+    "steps", [{"steps": 4}, {"steps": 0, "first_epoch_steps": 4}], ids=["every epoch", "first epoch only"]
+)
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="there is no /dev/shm whose size could be known")
+def test_batches_that_do_not_fit_into_shared_memory_are_refused_before_the_run(
+    tmp_path: Path, steps: dict[str, int]
+) -> None:
+    schedule = ModelFreeSchedule(actor_critic=PhaseSchedule(batch_size=100_000_000, **steps))
+    with pytest.raises(UserError, match=r"data\.num_workers is 1: .*shared memory"):
+        set_up(tmp_path, schedule=schedule, num_workers=1)
 
 
 def test_draws_lower_priorities_only_on_request(data: ReplayDataModule) -> None:

@@ -203,7 +203,7 @@ class ActorCritic(L.LightningModule):
         """Move the target network, encoder and LSTM included, towards the network.
 
         Args:
-            skip: () bool, whether to leave it as it is; read on the device.
+            skip: () bool, true to leave the target network unchanged; read on the device. None stands for false.
         """
         targets: list[Tensor] = list(self.target.parameters())
         sources: list[Tensor] = list(self.network.parameters())

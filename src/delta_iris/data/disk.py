@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import BinaryIO
 
 from delta_iris.errors import UserError
 
-__all__ = ["copy_bytes", "disk_errors", "open_regular", "replace_file", "sync_folder", "write_all"]
+__all__ = ["copy_bytes", "disk_errors", "replace_file", "sync_folder", "write_all"]
 
 _REASONS = {
     errno.ENOSPC: ("the disk is full", "free some space"),
@@ -44,29 +43,6 @@ def disk_errors(path: Path) -> Iterator[None]:
             f"{path} cannot be written: {reason}; what the last checkpoint includes is safe: {way_out} and resume "
             "with --ckpt_path"
         ) from error
-
-
-def open_regular(path: Path) -> BinaryIO:
-    """Open a file for unbuffered reading; a pipe or a device, which might block for ever, is refused.
-
-    Args:
-        path: the file, or a link to it.
-
-    Raises:
-        FileNotFoundError: if it does not exist.
-        UserError: if it is not a regular file, or cannot be opened.
-    """
-    try:
-        # Without O_NONBLOCK, opening a pipe would already wait for its writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise UserError(f"{path} is not a regular file: restore it from a copy, or start a new run")
-    return open(descriptor, "rb", buffering=0)
 
 
 def write_all(file: BinaryIO, data: bytes) -> None:

@@ -139,26 +139,36 @@ class SegmentLoader(DataLoader[SegmentBatch]):
         self.phase = phase
 
     def __iter__(self) -> Iterator[SegmentBatch]:  # type: ignore[override]
-        return self._batches(super().__iter__())
+        with self._one_line():  # a process may die while the next one is started
+            iterator = super().__iter__()
+        return self._batches(iterator)
 
     def _batches(self, iterator: Iterator[Any]) -> Iterator[SegmentBatch]:
-        while True:
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                if not str(error).startswith("DataLoader "):
-                    raise
-                _kill(getattr(iterator, "_workers", []))
-                raise UserError(
-                    f"{self.phase}: reading segments of the replay failed ({str(error).rstrip('.')}): a process was "
-                    "killed, often for lack of memory, or cannot pass on its batches for lack of shared memory "
-                    "(/dev/shm): use fewer data.num_workers, or give the container more (--shm-size)"
-                ) from error
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch
+        try:
+            while True:
+                with self._one_line():
+                    batch = next(iterator, None)
+                if batch is None:
+                    return
+                if isinstance(batch, UserError):
+                    raise batch
+                yield batch
+        except UserError:
+            _kill(getattr(iterator, "_workers", []))
+            raise
+
+    @contextlib.contextmanager
+    def _one_line(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader "):
+                raise
+            raise UserError(
+                f"{self.phase}: reading segments of the replay failed ({str(error).rstrip('.')}): a process was "
+                "killed, often for lack of memory, or cannot pass on its batches for lack of shared memory "
+                "(/dev/shm): use fewer data.num_workers, or give the container more (--shm-size)"
+            ) from error
 
 
 class _ErrorsAsBatches(Dataset[Any]):

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from delta_iris.data.disk import open_regular
 from delta_iris.data.replay import Replay
 from delta_iris.data.replay_format import Steps
 from delta_iris.errors import UserError
+from delta_iris.files import open_regular
 
 __all__ = ["RecordedEpisode", "add_recorded_episodes", "find_recorded_episodes", "read_recorded_episode"]
 

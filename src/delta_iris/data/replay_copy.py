@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 from delta_iris.data.disk import copy_bytes, disk_errors, sync_folder
-from delta_iris.data.replay_format import INDEX_RECORD, INDEX_RECORD_1, ReplayFiles, read_metadata
-from delta_iris.data.replay_index import ReplayPosition, check_position, index_path
+from delta_iris.data.replay_format import ReplayFiles, read_metadata
+from delta_iris.data.replay_index import ReplayPosition, check_position, index_path, record_type
 from delta_iris.errors import UserError
 
 __all__ = ["copy_replay"]
@@ -34,8 +34,7 @@ def copy_replay(source: Path, target: Path, position: ReplayPosition) -> None:
     if target.exists() and any(target.iterdir()):
         raise UserError(f"{target} is not empty: choose another run folder")
     files, new = ReplayFiles.of(source), target.with_name(target.name + ".partial")
-    record_bytes = (INDEX_RECORD_1 if version == 1 else INDEX_RECORD).itemsize
-    index = index_path(source) if version > 1 else files.index
+    index, record_bytes = index_path(source, version), record_type(version).itemsize
     try:
         with disk_errors(target):
             shutil.rmtree(new, ignore_errors=True)

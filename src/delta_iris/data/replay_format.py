@@ -20,8 +20,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from delta_iris.data.disk import open_regular
 from delta_iris.errors import UserError
+from delta_iris.files import open_regular
 
 __all__ = [
     "CHUNK_STEPS",

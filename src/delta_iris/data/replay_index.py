@@ -14,7 +14,6 @@ from typing import NotRequired, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from delta_iris.data.disk import open_regular
 from delta_iris.data.replay_format import (
     CHUNK_STEPS,
     FINAL_FRAME,
@@ -28,6 +27,7 @@ from delta_iris.data.replay_format import (
     max_chunk_bytes,
 )
 from delta_iris.errors import UserError
+from delta_iris.files import open_regular
 
 __all__ = [
     "WAY_OUT",
@@ -38,6 +38,7 @@ __all__ = [
     "read_index",
     "read_records",
     "record_checks",
+    "record_type",
 ]
 
 WAY_OUT = (
@@ -232,15 +233,25 @@ class ReplayIndex:
         return found
 
 
-def index_path(folder: Path) -> Path:
+def index_path(folder: Path, version: int) -> Path:
     """Return the index that belongs to `replay.json`: a conversion to version 2 may have been interrupted.
 
     Args:
         folder: folder of the replay.
+        version: format version that `replay.json` names.
     """
     path = ReplayFiles.of(folder).index
     converted = path.with_name(path.name + ".converted")
-    return converted if converted.exists() else path
+    return converted if version > 1 and converted.exists() else path
+
+
+def record_type(version: int) -> np.dtype[np.void]:
+    """Return the type of an index record on disk.
+
+    Args:
+        version: format version of the replay.
+    """
+    return INDEX_RECORD_1 if version == 1 else INDEX_RECORD
 
 
 def read_index(folder: Path, frame_shape: tuple[int, int, int], position: ReplayPosition | None = None) -> ReplayIndex:
@@ -259,7 +270,7 @@ def read_index(folder: Path, frame_shape: tuple[int, int, int], position: Replay
     """
     version = check_metadata(folder, frame_shape)
     files = ReplayFiles.of(folder)
-    path = index_path(folder) if version > 1 else files.index
+    path = index_path(folder, version)
     before = _size(files.chunks)
     records = read_records(path, version, position and position["chunks"])
     # A chunk is written before its record, so that records may name what was written in between.
@@ -281,10 +292,9 @@ def check_position(folder: Path, frame_shape: tuple[int, int, int], position: Re
         UserError: if the replay is shorter than it was, belongs to another run, or was changed.
     """
     version = check_metadata(folder, frame_shape)
-    record = INDEX_RECORD_1 if version == 1 else INDEX_RECORD
     files = ReplayFiles.of(folder)
-    path = index_path(folder) if version > 1 else files.index
-    for file, length in ((files.chunks, position["bytes"]), (path, position["chunks"] * record.itemsize)):
+    path = index_path(folder, version)
+    for file, length in ((files.chunks, position["bytes"]), (path, position["chunks"] * record_type(version).itemsize)):
         if _size(file) < length:
             raise UserError(
                 f"{file} holds {_size(file):,} bytes, but held {length:,} when the checkpoint was saved: "
@@ -317,7 +327,7 @@ def read_records(path: Path, version: int, count: int | None = None) -> NDArray[
     Raises:
         UserError: if the file cannot be read.
     """
-    record = INDEX_RECORD_1 if version == 1 else INDEX_RECORD
+    record = record_type(version)
     try:
         with open_regular(path) as file:
             data = file.read(-1 if count is None else count * record.itemsize)

@@ -11,7 +11,6 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from delta_iris.data.disk import open_regular
 from delta_iris.data.replay_format import (
     FINAL_FRAME,
     TERMINATED,
@@ -24,6 +23,7 @@ from delta_iris.data.replay_format import (
 )
 from delta_iris.data.replay_index import WAY_OUT, read_index
 from delta_iris.errors import UserError
+from delta_iris.files import open_regular
 
 __all__ = ["ReplayReader"]
 

@@ -2,7 +2,7 @@
 
 The chunks stay as they are. At any moment the folder holds a whole index of the version that `replay.json` names:
 
-1. The new index is written beside the old one and synced.
+1. The new index is written to another file and synced.
 2. `replay.json` is replaced by one of version 2; from now on the new index counts.
 3. The new index is renamed to the old one's name.
 """
@@ -37,6 +37,6 @@ def upgrade_replay(folder: Path, frame_shape: tuple[int, int, int]) -> None:
         records = np.ascontiguousarray(read_records(files.index, 1))
         replace_file(files.index.with_name(files.index.name + ".converted"), records.tobytes())
         replace_file(files.metadata, format_metadata(frame_shape))
-    if index_path(folder) != files.index:
-        os.replace(index_path(folder), files.index)
+    if (converted := index_path(folder, 2)) != files.index:
+        os.replace(converted, files.index)
         sync_folder(folder)

@@ -15,7 +15,7 @@ from delta_iris.training.archive import load_archive
 __all__ = ["check_frames", "check_weights", "is_plain", "load_checkpoint", "load_tensors", "run_folder"]
 
 MAX_VALUES = 100_000
-"""Most values of a configuration that lies beside weights, counted without sharing."""
+"""Largest number of values of a configuration in a file of weights; a value that is referred to twice counts twice."""
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

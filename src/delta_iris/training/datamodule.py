@@ -178,10 +178,10 @@ class ReplayDataModule(L.LightningDataModule):
                 sampling.priority_exponent,
                 sampling.recent_frames and -(-sampling.recent_frames // self.world_size),
             )
-            key = f"model.init_args.schedule.{phase.name}.batch_size"
-            batch_size = self.split_across_ranks(key, phase.schedule.batch_size)
-            bytes_per_batch = self._dataset(sampling.length).bytes_per_batch(batch_size)
-            check_shared_memory(self.num_workers, bytes_per_batch, phase.schedule.steps)
+            # All processes of this machine share its memory.
+            bytes_per_batch = self._dataset(sampling.length).bytes_per_batch(self._batch_size(phase))
+            most_steps = max(phase.schedule.steps_in(0), phase.schedule.steps_in(1))
+            check_shared_memory(self.num_workers, bytes_per_batch * self.trainer.num_devices, most_steps)
         envs = self._make_envs(self.split_across_ranks("data.num_envs", self.num_envs))
         self.collector = Collector(envs, self.replay, self.learner.make_policy().burn_in, self.seed)
 
@@ -314,8 +314,7 @@ class ReplayDataModule(L.LightningDataModule):
         """
         sampler = self.samplers[phase.name]
         self._phase_start = (phase.name, sampler.state_dict())
-        key = f"model.init_args.schedule.{phase.name}.batch_size"
-        batch_size = self.split_across_ranks(key, phase.schedule.batch_size)
+        batch_size = self._batch_size(phase)
         # All draws now: they are cheap, and an interrupted phase can then resume at any batch.
         try:
             batches = [sampler.draw(self.replay.lengths, batch_size, update_counts) for _ in range(steps)]
@@ -331,6 +330,9 @@ class ReplayDataModule(L.LightningDataModule):
     def episodes_of(self, batch_idx: int) -> list[int]:
         """The episodes of this process's replay, in order, that a batch of the present phase was drawn from."""
         return sorted({episode for episode, _ in self._phase_batches[batch_idx]})
+
+    def _batch_size(self, phase: Phase) -> int:
+        return self.split_across_ranks(f"model.init_args.schedule.{phase.name}.batch_size", phase.schedule.batch_size)
 
     def _dataset(self, length: int) -> SegmentDataset:
         return SegmentDataset(self.replay.folder, self.frame_shape, length, skip_damaged=self.skip_damaged_episodes)

@@ -178,10 +178,6 @@ class CollectTrainLoop(FitLoopBase):
         self.setup_data()
         if self.skip:
             return
-        for phase in _learner(self.trainer).phases:
-            # Checked now: an epoch may take hours until the phase begins.
-            key = f"model.init_args.schedule.{phase.name}.batch_size"
-            _data(self.trainer).split_across_ranks(key, phase.schedule.batch_size)
         self.reset()
         self.on_run_start()
         with StopOnInterrupt(self._request_stop):

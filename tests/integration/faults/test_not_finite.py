@@ -38,7 +38,7 @@ def poison_loss(phase: Phase, output: LossOutput) -> LossOutput:
 
 
 def poison_gradient(phase: Phase, output: LossOutput) -> LossOutput:
-    """Make the gradient of one parameter NaN, and leave the loss as it is."""
+    """Make the gradient of one parameter NaN, and leave the loss unchanged."""
     parameter = next(p for p in phase.module.parameters() if p.requires_grad)
     return output._replace(loss=output.loss + (0 * parameter.sum()).sqrt())
 

@@ -231,8 +231,8 @@ def test_workers_leave_signals_to_the_trainer_and_end_with_it(tmp_path: Path) ->
     assert time.monotonic() - started < 40
 
 
-@pytest.mark.parametrize("fault", ["time.sleep(1000)", "os.kill(os.getpid(), signal.SIGKILL)"])
-def test_a_worker_that_hangs_or_dies_ends_in_one_line(tmp_path: Path, fault: str) -> None:
+@pytest.mark.parametrize(("fault", "timeout"), [("time.sleep(1000)", 1), ("os.kill(os.getpid(), signal.SIGKILL)", 100)])
+def test_a_worker_that_hangs_or_dies_ends_in_one_line(tmp_path: Path, fault: str, timeout: int) -> None:
     script = """
     class Disk(SegmentDataset):
         def __getitems__(self, indices):
@@ -241,11 +241,11 @@ def test_a_worker_that_hangs_or_dies_ends_in_one_line(tmp_path: Path, fault: str
     replay = Replay(folder, SHAPE)
     fill(replay, 370)
     try:
-        list(segment_loader(Disk(folder, SHAPE, 9), [[(0, 0)]] * 9, 2, timeout=1, phase="tokenizer"))
+        list(segment_loader(Disk(folder, SHAPE, 9), [[(0, 0)]] * 9, 2, timeout=TIMEOUT, phase="tokenizer"))
     except UserError as error:
         print(error)
     """
-    output = run(script.replace("FAULT", fault), tmp_path)
+    output = run(script.replace("FAULT", fault).replace("TIMEOUT", str(timeout)), tmp_path)
     assert output.startswith("tokenizer: reading segments of the replay failed (DataLoader ")
     assert len(output.splitlines()) == 1
     assert "data.num_workers" in output

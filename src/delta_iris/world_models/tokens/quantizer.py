@@ -128,7 +128,7 @@ class VectorQuantizer(nn.Module):
             unit: (M, D) latents on the unit sphere.
             tokens: (M,) the codewords chosen for them.
             mask: (M,) bool, false for padding.
-            skip: () bool, whether to leave all buffers as they are; the same on all processes.
+            skip: () bool, true to leave all buffers unchanged; the same on all processes. None stands for false.
 
         Returns:
             `codebook_entropy` (bits, of this batch), `codes_used` (in this batch) and `codes_reset`.

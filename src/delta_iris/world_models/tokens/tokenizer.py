@@ -188,7 +188,7 @@ class Tokenizer(L.LightningModule):
 
         Args:
             parts: `aux` of the losses of all parts of the batch.
-            skip: () bool, whether to leave the codebook as it is.
+            skip: () bool, true to leave the codebook unchanged. None stands for false.
         """
         unit, tokens, mask = (torch.cat(field) for field in zip(*parts, strict=True))
         return self.quantizer.update(unit, tokens, mask, skip)
