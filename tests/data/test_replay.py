@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -103,6 +104,33 @@ def test_rollback_restores_the_files_byte_for_byte(tmp_path: Path) -> None:
     fill(replay, 50, seed=2)
     assert replay.num_frames == 150
     assert ReplayReader(tmp_path, SHAPE).length(replay.num_episodes - 1) == 50 - 37
+
+
+def test_files_are_synced_when_a_checkpoint_is_to_name_them_and_not_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replay = Replay(tmp_path, SHAPE)
+    synced: list[tuple[int, int]] = []
+    fsync = os.fsync
+
+    def record(descriptor: int) -> None:
+        fsync(descriptor)
+        state = os.fstat(descriptor)
+        synced.append((state.st_ino, state.st_size))
+
+    monkeypatch.setattr(os, "fsync", record)
+    fill(replay, 100)
+    replay.position(sync=False)
+    assert not synced
+    replay.position()
+    for name in ("chunks.bin", "index.bin"):
+        state = (tmp_path / name).stat()
+        assert (state.st_ino, state.st_size) in synced
+    assert tmp_path.stat().st_ino in {number for number, _ in synced}
+    synced.clear()
+    replay.position()  # nothing was written since
+    assert not synced
+    replay.close()
 
 
 def slow_down_packing(monkeypatch: pytest.MonkeyPatch, wait: Callable[[], Any]) -> None:

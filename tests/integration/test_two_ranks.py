@@ -111,8 +111,15 @@ def save_initial_weights(rank: int, path: str) -> None:
     torch.save(system.state_dict(), f"{path}/{rank}.pt")
 
 
-def save_skipped_step(rank: int, path: str, name: str) -> None:
-    """Save the state of a module after a step whose loss is NaN on process 1 only, and before it."""
+def save_skipped_step(rank: int, path: str, name: str, gradients: bool) -> None:
+    """Save the state of a module after a step whose loss is NaN on process 1 only, and before it.
+
+    Args:
+        rank: of this process.
+        path: folder for the result.
+        name: of the phase.
+        gradients: whether the gradients are NaN too.
+    """
     module, batch = make_case(name)
     system = make_system(
         module if isinstance(module, Tokenizer) else None,
@@ -123,26 +130,27 @@ def save_skipped_step(rank: int, path: str, name: str) -> None:
     system.start_phase(PHASES.index(name))
     phase: Any = system.phase
     optimizer, _ = make_optimizer(module, phase.module.optimizer_config)
-    states, original = [module.state_dict()], phase.loss
-    for factor in (torch.nan if rank == 1 else 1.0, 1.0):
+    original = phase.loss
 
-        def loss(part: Any, whole: Any, factor: float = factor) -> LossOutput:
+    def state() -> dict[str, Tensor]:
+        return {key: value.clone() for key, value in module.state_dict().items()}
+
+    states = [state()]
+    for is_bad in (rank == 1, False):
+
+        def loss(part: Any, whole: Any, is_bad: bool = is_bad) -> LossOutput:
             output: LossOutput = original(part, whole)
-            return output._replace(loss=output.loss * factor)
+            bad = output.loss * torch.nan if gradients else output.loss + torch.nan
+            return output._replace(loss=bad) if is_bad else output
 
         phase.loss = loss
         half = tree_map(lambda x: x[rank * BATCH // 2 : (rank + 1) * BATCH // 2], batch)
-        states.append({key: value.clone() for key, value in states[-1].items()})
         metrics = system.forward_backward(phase, half)
         mask_step(optimizer, metrics["skipped"])
         optimizer.step()
         phase.after_batch(metrics["skipped"].bool())
-    # The first dict shares the memory of the weights.
-    final, before, after = states
-    torch.save(
-        {f"{n} {k}": v for n, s in zip("012", (before, after, final), strict=True) for k, v in s.items()},
-        f"{path}/{rank}.pt",
-    )
+        states.append(state())
+    torch.save({f"{n} {k}": v for n, each in enumerate(states) for k, v in each.items()}, f"{path}/{rank}.pt")
 
 
 def run_process(rank: int, port: int, backend: str, function: Callable[..., None], *args: Any) -> None:
@@ -198,9 +206,9 @@ def test_gradients_and_codebook_equal_those_of_one_process(
         torch.testing.assert_close(ranks[0][key], value, atol=2e-6, rtol=1e-4, msg=key)
 
 
-@pytest.mark.parametrize("name", PHASES)
-def test_a_loss_that_is_nan_on_one_process_skips_the_step_on_both(tmp_path: Path, name: str) -> None:
-    first, second = run_two(tmp_path, "gloo", save_skipped_step, name)
+@pytest.mark.parametrize(("name", "gradients"), [*((name, False) for name in PHASES), ("tokenizer", True)])
+def test_a_loss_that_is_nan_on_one_process_skips_the_step_on_both(tmp_path: Path, name: str, gradients: bool) -> None:
+    first, second = run_two(tmp_path, "gloo", save_skipped_step, name, gradients)
     assert all(torch.equal(value, second[key]) for key, value in first.items())
     names = [key[2:] for key in first if key.startswith("0 ")]
     assert all(torch.equal(first[f"0 {key}"], first[f"1 {key}"]) for key in names)

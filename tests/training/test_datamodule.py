@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from delta_iris.data.collector import EpisodeStats
+from delta_iris.data.replay_reader import ReplayReader
 from delta_iris.data.segment import SegmentBatch
 from delta_iris.errors import UserError
 from delta_iris.training.datamodule import ReplayDataModule
@@ -220,6 +221,25 @@ def test_the_random_numbers_continue_after_a_resume(tmp_path: Path, data: Replay
     assert torch.equal(torch.rand(3), expected[0])
     assert np.array_equal(np.random.random(3), expected[1])  # noqa: NPY002
     assert resumed.collector.random.integers(1 << 30) == expected[2]
+    resumed.teardown("fit")
+
+
+def test_a_resume_ends_the_episodes_whose_environments_start_anew(tmp_path: Path, data: ReplayDataModule) -> None:
+    data.collect(None, 2 * (EPISODE_LENGTH + 3), 0.0, go_on)
+    data.commit()
+    state = data.state_dict()
+    assert sorted(data.replay.open_episodes) == [0, 1]
+    lengths = data.replay.lengths.tolist()
+    data.teardown("fit")
+    resumed = set_up(tmp_path)
+    resumed.load_state_dict(state)
+    resumed.on_run_start()
+    resumed.collect(None, 2 * EPISODE_LENGTH, 0.0, go_on)
+    assert resumed.replay.lengths.tolist() == [*lengths, EPISODE_LENGTH, EPISODE_LENGTH]
+    reader = ReplayReader(resumed.replay.folder, resumed.frame_shape)
+    for episode, length in enumerate(lengths):
+        last = reader.read(episode, length - 1, length)
+        assert bool(last.truncated[0]) == (length < EPISODE_LENGTH)
     resumed.teardown("fit")
 
 

@@ -37,6 +37,11 @@ def poison_loss(phase: Phase, output: LossOutput) -> LossOutput:
     return output._replace(loss=output.loss * torch.nan)
 
 
+def poison_value(phase: Phase, output: LossOutput) -> LossOutput:
+    """Make the loss infinite, and leave all gradients unchanged."""
+    return output._replace(loss=output.loss + torch.inf)
+
+
 def poison_gradient(phase: Phase, output: LossOutput) -> LossOutput:
     """Make the gradient of one parameter NaN, and leave the loss unchanged."""
     parameter = next(p for p in phase.module.parameters() if p.requires_grad)
@@ -149,7 +154,7 @@ def equal(first: Any, second: Any) -> bool:
     )
 
 
-@pytest.mark.parametrize("poison", [poison_loss, poison_gradient])
+@pytest.mark.parametrize("poison", [poison_loss, poison_value, poison_gradient])
 @pytest.mark.filterwarnings("ignore:.*optimizer steps were skipped")
 def test_a_step_that_is_not_finite_changes_nothing(tmp_path: Path, poison: Poison) -> None:
     """Weights, optimizer, codebook, target network and schedule; the first step has no optimizer state yet."""
