@@ -159,7 +159,8 @@ def test_values_of_keys_without_a_type_make_no_objects_even_of_classes_that_file
     parser.add_class_arguments(ReplayDataModule, "data")
     parsed = parser.parse_object({"data": {"environment_options": {"length": linear}}})
     data = parser.instantiate_classes(parsed).data
-    assert data.environment_options == {"length": linear}
+    assert not isinstance(data.environment_options["length"], torch.nn.Module)
+    assert data.environment_options["length"]["class_path"] == "torch.nn.Linear"
 
 
 @pytest.mark.parametrize(
