@@ -25,17 +25,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from building import build_system
-from gymnasium.vector import AsyncVectorEnv
 
 from delta_iris.data.collector import Collector, EpisodeStats, Policy
 from delta_iris.data.replay import Replay
+from delta_iris.envs.pool import EnvPool
 from delta_iris.envs.vector import check_env, make_vector_env
 
 Runner = Callable[[Callable[[], bool]], None]
 """Steps environments and calls its argument after each vector step, until that returns true."""
 
 
-def run_environments(envs: AsyncVectorEnv) -> Runner:
+def run_environments(envs: EnvPool) -> Runner:
     """Make a runner that steps environments with random actions and stores nothing."""
     generator = np.random.default_rng(0)
 

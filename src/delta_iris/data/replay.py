@@ -121,6 +121,7 @@ class Replay:
         reward: float,
         terminated: bool,
         truncated: bool,
+        final_frame: NDArray[np.uint8] | None = None,
     ) -> None:
         """Append a step to the current episode of an environment.
 
@@ -133,6 +134,7 @@ class Replay:
             reward: the reward that resulted from the action.
             terminated: whether the action terminated the episode.
             truncated: whether the episode was cut off after the action.
+            final_frame: frame after an episode's last step, (H, W, 3) uint8.
 
         Raises:
             UserError: if the disk is full. Steps since the last `flush` may be lost.
@@ -149,6 +151,17 @@ class Replay:
                 del self._open_episodes[environment]
             self._compress(environment, episode, TERMINATED * terminated | TRUNCATED * truncated)
             self._write_pending(MAX_PENDING_CHUNKS)
+
+    def truncate(self, environment: int, final_frame: NDArray[np.uint8]) -> None:
+        """End the open episode of an environment after its last step; do nothing if there is none.
+
+        Args:
+            environment: index of the environment.
+            final_frame: frame after that step, (H, W, 3) uint8.
+        """
+        episode = self._open_episodes.pop(environment, None)
+        if episode is not None and episode.frames:
+            self._compress(environment, episode, TRUNCATED)
 
     def flush(self) -> None:
         """Write all buffered steps, so that new readers see them.

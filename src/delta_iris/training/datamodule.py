@@ -9,7 +9,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from gymnasium.vector import AsyncVectorEnv
 from torch.utils.data import DataLoader
 
 from delta_iris.data.collector import Collector, EpisodeStats, Policy
@@ -20,6 +19,7 @@ from delta_iris.data.replay_reader import ReplayReader
 from delta_iris.data.sampler import SegmentSampler
 from delta_iris.data.segment import SegmentBatch
 from delta_iris.distributed import gather_objects
+from delta_iris.envs.pool import EnvPool
 from delta_iris.envs.vector import check_env, make_vector_env
 from delta_iris.errors import UserError
 from delta_iris.training.held_out import HeldOutBatches
@@ -101,8 +101,8 @@ class ReplayDataModule(L.LightningDataModule):
         self._restored_random: dict[str, Any] | None = None
         self._held_out: tempfile.TemporaryDirectory[str] | None = None
         self._run_seed: int | None = None
-        self._envs: list[AsyncVectorEnv] = []
-        self._test_envs: AsyncVectorEnv | None = None
+        self._envs: list[EnvPool] = []
+        self._test_envs: EnvPool | None = None
 
     # --- setting up ---
 
@@ -184,7 +184,7 @@ class ReplayDataModule(L.LightningDataModule):
             self._run_seed = int(torch.initial_seed() % (1 << 31))
         return self._run_seed + 1_000_003 * self._rank
 
-    def _make_envs(self, number: int) -> AsyncVectorEnv:
+    def _make_envs(self, number: int) -> EnvPool:
         envs = make_vector_env(self.environment, self.environment_options, number)
         self._envs.append(envs)
         return envs
@@ -192,8 +192,7 @@ class ReplayDataModule(L.LightningDataModule):
     def teardown(self, stage: str) -> None:
         """Close replay and environments."""
         for envs in self._envs:
-            # A process that died cannot be asked to close.
-            envs.close(terminate=any(not process.is_alive() for process in envs.processes))
+            envs.close()
         self._envs.clear()
         self._test_envs = None
         if stage == "fit" and self.samplers:
