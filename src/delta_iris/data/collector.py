@@ -220,7 +220,9 @@ class Collector:
         while (steps is None or done_steps < steps) and quota.any():
             actions, memory = self._choose(policy, memory, epsilon)
             next_frames, rewards, terminated, truncated, infos = self.envs.step(actions)
-            final, replaced, achievements = (infos.get(key, nothing) for key in ("final_obs", "replaced", "achievements"))
+            final, replaced, achievements = (
+                infos.get(key, nothing) for key in ("final_obs", "replaced", "achievements")
+            )
             failed = np.array([reason is not None for reason in replaced])
             self._returns += rewards
             self._lengths += 1

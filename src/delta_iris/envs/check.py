@@ -70,6 +70,4 @@ def _check_spaces(pool: EnvPool, frame_size: tuple[int, int], num_actions: int) 
         )
     found = int(pool.single_action_space.n)  # type: ignore[attr-defined]
     if found != num_actions:
-        raise UserError(
-            f"data.num_actions is {num_actions}, but {pool.environment} has {found}: set it to {found}"
-        )
+        raise UserError(f"data.num_actions is {num_actions}, but {pool.environment} has {found}: set it to {found}")

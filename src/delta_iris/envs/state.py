@@ -143,5 +143,7 @@ def _check_plain(value: Any) -> None:
             _check_plain(each)
     elif isinstance(value, np.ndarray):
         torch.from_numpy(value[:0].copy() if value.ndim else value.copy())
-    elif not (value is None or type(value) in (bool, int, float, str, bytes) or isinstance(value, np.number | np.bool_)):
+    elif not (
+        value is None or type(value) in (bool, int, float, str, bytes) or isinstance(value, np.number | np.bool_)
+    ):
         raise TypeError(f"its state holds a {type(value).__name__}, which is not plain")

@@ -83,7 +83,9 @@ def as_reward(reward: Any) -> float:
             raise InvalidValueError(f"returned the reward {_short(reward)}: a reward must be a real number")
         value = float(array.item())
     if not abs(value) <= MAX_REWARD:
-        raise InvalidValueError(f"returned the reward {_short(reward)}: a reward must be finite, also as a 32-bit float")
+        raise InvalidValueError(
+            f"returned the reward {_short(reward)}: a reward must be finite, also as a 32-bit float"
+        )
     return value
 
 

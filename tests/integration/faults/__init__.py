@@ -1,0 +1,1 @@
+"""Faults of everything around the trainer, done for real."""
