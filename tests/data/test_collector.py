@@ -248,3 +248,40 @@ def test_every_environment_contributes_the_same_number_of_episodes(tmp_path: Pat
     assert sorted(reader.environment(e) for e in range(reader.num_episodes)) == [0, 0, 1, 1, 2, 2]
     assert all(set(episode.achievements or ()) == set(ACHIEVEMENTS) for episode in episodes)
     assert sum(episode.length for episode in episodes) == replay.num_frames
+
+
+@pytest.mark.parametrize("before", [0, 7, 40])
+def test_a_restored_collector_continues_to_the_bit(tmp_path: Path, before: int) -> None:
+    def make(name: str) -> Collector:
+        envs = make_vector_env("delta_iris/Catch-v0", {}, 2)
+        return Collector(envs, Replay(tmp_path / name, (16, 16, 3)), burn_in=5, seed=4)
+
+    first, second = make("first"), make("second")
+    if before:
+        first.collect(None, before)
+        first.collect(Recorder(), 3, epsilon=0.5)
+    file = tmp_path / "state.ckpt"
+    torch.save(first.state_dict(), file)
+    known = first.replay.num_frames // 2
+    second.load_state_dict(torch.load(file, weights_only=True))
+    policies = Recorder(), Recorder()
+    finished = [each.collect(policy, 45, epsilon=0.5) for each, policy in zip((first, second), policies, strict=True)]
+    assert finished[0] == finished[1]
+    assert policies[0].actions == policies[1].actions
+    assert policies[0].ages == policies[1].ages
+    for a, b in zip(policies[0].observed, policies[1].observed, strict=True):
+        mask = policies[0].observed.mask
+        assert torch.equal(a[mask], b[mask])
+    for environment in range(2):
+        reader_a, reader_b = (
+            [
+                step
+                for e in range(reader.num_episodes)
+                if reader.environment(e) == environment
+                for step in reader.read(e, 0, reader.length(e)).frames.tolist()
+            ]
+            for reader in (ReplayReader(each.replay.folder, (16, 16, 3)) for each in (first, second))
+        )
+        assert reader_a[known:] == reader_b
+    first.envs.close()
+    second.envs.close()
