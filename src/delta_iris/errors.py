@@ -13,5 +13,5 @@ class UserError(Exception):
     """
 
 
-class Abandoned(Exception):  # noqa: N818  (a decision of the caller, not an error)
+class Abandoned(Exception):
     """The caller asked to stop while environments were awaited; their pool can only be closed now."""

@@ -48,7 +48,7 @@ class CountingEnv(gym.Env[Frame, np.int64]):
         return np.full(SHAPE, self.count % 256, np.uint8)
 
 
-gym.register("Counting-v0", entry_point=CountingEnv, disable_env_checker=True)
+gym.register("Counting-v0", entry_point=f"{__name__}:CountingEnv", disable_env_checker=True)
 
 
 class RecorderMemory(NamedTuple):

@@ -21,10 +21,15 @@ CATCH, CRAFTER = "delta_iris/Catch-v0", "delta_iris/Crafter-v1"
 
 def save_and_load(state: Any) -> Any:
     """A state as a checkpoint returns it."""
+    return from_checkpoint(through_file(to_checkpoint(state)))
+
+
+def through_file(value: Any) -> Any:
+    """Save and load as checkpoints are."""
     file = io.BytesIO()
-    torch.save(to_checkpoint(state), file)
+    torch.save(value, file)
     file.seek(0)
-    return from_checkpoint(torch.load(file, weights_only=True))
+    return torch.load(file, weights_only=True)
 
 
 def play(env: gym.Env[Any, Any], actions: list[int]) -> list[Any]:
@@ -78,15 +83,42 @@ def test_a_pool_continues_in_other_processes(environment: str) -> None:
     first.reset(seed=5)
     for t in range(30):
         first.step(actions[t])
-    states = save_and_load(first.get_states())
+    states = through_file(first.get_states())
     second.seed = first.seed
-    assert second.set_states(to_checkpoint(states)) == [True, True]
+    assert second.set_states(states) == [True, True]
     np.testing.assert_array_equal(second.frames, first.frames)
     for t in range(30, 70):
         for found, expected in zip(second.step(actions[t])[:4], first.step(actions[t])[:4], strict=True):
             np.testing.assert_array_equal(found, expected)
     first.close()
     second.close()
+
+
+PLAIN = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.binary()
+    | st.sampled_from([np.arange(6, dtype=kind).reshape(2, 3) for kind in ("u1", "u2", "u4", "u8", "i8", "f2", "f8")]),
+    lambda inner: (
+        st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text() | st.integers() | st.binary(), inner)
+    ),
+)
+
+
+@given(PLAIN)
+@settings(deadline=None)
+def test_plain_values_pass_through_a_checkpoint(value: Any) -> None:
+    def normal(each: Any) -> Any:
+        if isinstance(each, np.ndarray):
+            return ("array", str(each.dtype), each.tolist())
+        if isinstance(each, dict):
+            return {key: normal(inner) for key, inner in each.items()}
+        return type(each)(map(normal, each)) if isinstance(each, list | tuple) else (type(each), each)
+
+    assert normal(save_and_load(value)) == normal(value)
 
 
 class StatefulWrapper(gym.Wrapper[Any, Any, Any, Any]):
@@ -119,7 +151,10 @@ def test_states_that_nobody_can_restore_are_refused(wrap: Any, message: str) -> 
 
 
 def test_an_environment_without_a_state_starts_anew_with_another_seed(caplog: pytest.LogCaptureFixture) -> None:
-    gym.register("Opaque-v0", entry_point=lambda: StatefulWrapper(make_env(CATCH, cells=16)), order_enforce=False)
+    def make(**options: Any) -> gym.Env[Any, Any]:
+        return StatefulWrapper(make_env(CATCH, cells=16))
+
+    gym.register("Opaque-v0", entry_point=make, order_enforce=False)
     pool = make_vector_env("Opaque-v0", {}, 3)
     first = pool.reset(seed=0)[0]
     states = [pool.get_states() for _ in range(2)][1]

@@ -8,7 +8,7 @@ An environment takes part if it has two methods:
   present frame, which is then compared with the one that was saved.
 
 A wrapper with both methods speaks for everything that it wraps. Of Gymnasium's wrappers, those without a state between
-steps and `TimeLimit` are known. Any other wrapper may hold a state that nobody sees, so its environment is not restored.
+steps and `TimeLimit` are known. Any other wrapper may hold a state that nobody sees, so its environment starts anew.
 """
 
 from __future__ import annotations
@@ -94,11 +94,13 @@ def to_checkpoint(value: Any) -> Any:
         TypeError: if an array has a type that tensors do not have.
     """
     if isinstance(value, dict):
-        return {key: to_checkpoint(each) for key, each in value.items()}
+        return {to_checkpoint(key): to_checkpoint(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(to_checkpoint(each) for each in value)
     if isinstance(value, np.generic):
         return value.item()
+    if isinstance(value, bytes):
+        return value + b"."  # an empty value is the one that PyTorch refuses
     return torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value
 
 
@@ -109,9 +111,11 @@ def from_checkpoint(value: Any) -> Any:
         value: what it returned.
     """
     if isinstance(value, dict):
-        return {key: from_checkpoint(each) for key, each in value.items()}
+        return {from_checkpoint(key): from_checkpoint(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(from_checkpoint(each) for each in value)
+    if isinstance(value, bytes):
+        return value[:-1]
     return value.numpy() if isinstance(value, torch.Tensor) else value
 
 

@@ -111,7 +111,8 @@ class BadEnv(gym.Env[Any, np.int64]):
 
     def step(self, action: np.int64 | int) -> tuple[Any, Any, Any, Any, Any]:
         self.t, self.steps, self.x = self.t + 1, self.steps + 1, self.x + int(action) - 1
-        frame, reward, info = self._frame(), float(action == 1), dict[str, Any]()
+        info: Any = {}
+        frame, reward = self._frame(), float(action == 1)
         ended: Any = self.t >= self.length and self.fault != "never"
         kind, _, name = self.fault.partition(":")
         if self.steps == self.at and not kind.startswith("reset_") and self._now():
@@ -172,4 +173,4 @@ class BadEnv(gym.Env[Any, np.int64]):
         return frame
 
 
-gym.register("Bad-v0", entry_point=BadEnv, order_enforce=False, disable_env_checker=True)
+gym.register("Bad-v0", entry_point=f"{__name__}:BadEnv", order_enforce=False, disable_env_checker=True)

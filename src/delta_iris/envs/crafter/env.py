@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -53,7 +54,7 @@ class CrafterEnv(gym.Env[Frame, np.int64]):
         self._next_reset = IncrementalReset(other, seed=0)
         self._frame: Frame | None = None
         # Random state before the episode's reset, and the actions since: the episode can be repeated from them.
-        self._start: dict[str, Any] = {}
+        self._start: Mapping[str, Any] = {}
         self._actions = bytearray()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Frame, dict[str, Any]]:
