@@ -237,9 +237,9 @@ class Collector:
             ended = terminated | truncated
             # Lists first: taking numbers out of an array one by one is many times slower.
             taken = zip(*(x.tolist() for x in (actions, rewards, terminated, truncated)), strict=True)
-            for i, (action, reward, *ends) in enumerate(taken):
+            for i, (action, reward, terminal, cut) in enumerate(taken):
                 if kept[i]:
-                    self.replay.append(i, self._frames[i], action, reward, *ends, final[i])
+                    self.replay.append(i, self._frames[i], action, reward, terminal, cut, final[i])
                 elif failed[i]:
                     self.replay.truncate(i, self._frames[i])
             new = [

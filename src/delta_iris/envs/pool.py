@@ -314,7 +314,7 @@ class EnvPool(VectorEnv[Frames, NDArray[np.int64], Any]):
     # --- talking to the processes ---
 
     def _begin(self) -> None:
-        """Mark answers as outstanding, until the caller unmarks them; a pool that was left within a call is unusable."""
+        """Mark answers as outstanding until the caller unmarks them: a pool that was left within a call is unusable."""
         if self.closed or self._busy:
             raise RuntimeError("this EnvPool was closed, or a call to it did not end: make a new one")
         self._busy = True
