@@ -54,6 +54,9 @@ class ReplayDataModule(L.LightningDataModule):
         test_episodes: episodes of `test`.
         val_batches: batches of held-out segments that the world model is measured on.
         val_batch_size: segments of each of these batches.
+        step_timeout: seconds that an environment may take for a step or a reset before it is replaced.
+        max_env_failures: failures of environments in a row after which the run ends.
+        max_test_episode_steps: steps after which a test episode is truncated, because some never end.
 
     Raises:
         ValueError: if a number is below 1.
@@ -73,6 +76,9 @@ class ReplayDataModule(L.LightningDataModule):
         test_episodes: int = 256,
         val_batches: int = 6,
         val_batch_size: int = 32,
+        step_timeout: float = 60.0,
+        max_env_failures: int = 10,
+        max_test_episode_steps: int = 27_000,
     ) -> None:
         super().__init__()
         at_least_one = {
@@ -92,6 +98,8 @@ class ReplayDataModule(L.LightningDataModule):
         self.recorded_episodes = recorded_episodes
         self.val_episodes, self.test_episodes = val_episodes, test_episodes
         self.val_batches, self.val_batch_size = val_batches, val_batch_size
+        self.step_timeout, self.max_env_failures = step_timeout, max_env_failures
+        self.max_test_episode_steps = max_test_episode_steps
         self.replay: Replay
         self.collector: Collector
         self.samplers: dict[str, SegmentSampler] = {}
@@ -148,7 +156,7 @@ class ReplayDataModule(L.LightningDataModule):
         """Check the environment against the configuration and, to fit, open the replay and the environments."""
         if self.samplers:
             return
-        check_env(self.environment, self.environment_options, self.frame_size, self.num_actions)
+        check_env(self.environment, self.environment_options, self.frame_size, self.num_actions, self.step_timeout)
         self.split_across_ranks("data.num_test_envs", self.num_test_envs)
         for key, episodes in (("val_episodes", self.val_episodes), ("test_episodes", self.test_episodes)):
             if episodes % self.num_test_envs:
@@ -185,7 +193,13 @@ class ReplayDataModule(L.LightningDataModule):
         return self._run_seed + 1_000_003 * self._rank
 
     def _make_envs(self, number: int) -> EnvPool:
-        envs = make_vector_env(self.environment, self.environment_options, number)
+        envs = make_vector_env(
+            self.environment,
+            self.environment_options,
+            number,
+            step_timeout=self.step_timeout,
+            max_env_failures=self.max_env_failures,
+        )
         self._envs.append(envs)
         return envs
 
@@ -276,7 +290,12 @@ class ReplayDataModule(L.LightningDataModule):
         replay = Replay(self._held_out_folder, self.frame_shape, level=1)
         # The same episodes' seeds at every call: two evaluations differ in the agent only.
         collector = Collector(self._test_envs, replay, policy.burn_in, self.seed + HELD_OUT_SEED)
-        finished = collector.collect(policy, episodes_per_env=episodes // self.num_test_envs, progress=progress)
+        finished = collector.collect(
+            policy,
+            episodes_per_env=episodes // self.num_test_envs,
+            max_episode_steps=self.max_test_episode_steps,
+            progress=progress,
+        )
         replay.close()
         return finished
 

@@ -138,6 +138,26 @@ class BadEnv(gym.Env[Any, np.int64]):
             info = {"achievements": ACHIEVEMENTS[name]}
         return frame, reward, ended, False, info
 
+    def get_state(self) -> Any:
+        if self.fault == "state_hangs":
+            time.sleep(3600)
+        if self.fault == "state_dies":
+            os._exit(4)
+        if self.fault == "state_raises":
+            raise RuntimeError("not now")
+        if self.fault == "state_large":
+            return bytes(65 << 20)
+        return {"x": self.x, "t": self.t, "random": self.np_random.bit_generator.state}
+
+    def set_state(self, state: Any) -> Any:
+        if self.fault == "restore_raises":
+            raise RuntimeError("cannot go back")
+        if self.fault == "restore_dies":
+            os._exit(5)
+        self.x, self.t = state["x"], state["t"]
+        self.np_random.bit_generator.state = state["random"]
+        return np.zeros(SHAPE, np.uint8) if self.fault == "restore_wrong" else None
+
     def close(self) -> None:
         if self.fault == "close_hangs":
             time.sleep(3600)

@@ -305,3 +305,44 @@ def test_seeds_stay_within_32_bits(pools: list[EnvPool], tmp_path: Path) -> None
             pool.step(np.ones(2, np.int64))
     assert pool.replaced > 10
     assert pool._failures_in_a_row < 1000
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("state_raises", "raised RuntimeError: not now"),
+        ("state_large", "its state has 65 MiB, more than 64"),
+        ("state_dies", "ended its process with exit code 4 when asked for its state"),
+        ("state_hangs", r"did not answer within 0.5 s \(data.step_timeout\) when asked for its state"),
+        ("restore_raises", "raised RuntimeError: cannot go back .* when its state was restored"),
+        ("restore_wrong", "returned another frame from set_state than the present one .* when its state was restored"),
+        ("restore_dies", "ended its process with exit code 5: replaced by a new one"),
+    ],
+)
+def test_an_environment_whose_state_fails_starts_a_new_episode_and_the_open_one_is_truncated(
+    pools: list[EnvPool], tmp_path: Path, caplog: pytest.LogCaptureFixture, fault: str, reason: str
+) -> None:
+    collector = run(make_pool(pools, fault), tmp_path, 4)
+    state = collector.state_dict()
+    collector.replay.append(0, np.zeros(SHAPE, np.uint8), 0, 0.0, False, False)
+    collector.load_state_dict(state)
+    assert any(re.search(reason, record.getMessage()) for record in caplog.records)
+    assert "2 of 2 environments" in caplog.records[-1].getMessage()
+    collector.collect(None, 3)
+    reader = ReplayReader(tmp_path / "replay", SHAPE)
+    # The thinnest part of the contract: the next step begins another episode.
+    assert sorted(reader.length(e) for e in range(reader.num_episodes))[-2:] == [4, 5]
+    assert collector.envs.generations >= [1, 1]
+
+
+def test_an_environment_with_plain_state_methods_is_restored(pools: list[EnvPool], tmp_path: Path) -> None:
+    collector = run(make_pool(pools, ""), tmp_path, 4)
+    state, frames = collector.state_dict(), collector.envs.frames
+    collector.collect(None, 9)
+    expected = collector.envs.frames
+    assert not np.array_equal(expected, frames)
+    collector.load_state_dict(state)
+    assert np.array_equal(collector.envs.frames, frames)
+    collector.collect(None, 9)
+    assert np.array_equal(collector.envs.frames, expected)
+    assert collector.envs.generations == [0, 0]
