@@ -25,23 +25,25 @@ from pathlib import Path
 import numpy as np
 import torch
 from building import build_system
-from gymnasium.vector import AsyncVectorEnv
 
 from delta_iris.data.collector import Collector, EpisodeStats, Policy
 from delta_iris.data.replay import Replay
+from delta_iris.envs.make import make_env
+from delta_iris.envs.pool import EnvPool
 from delta_iris.envs.vector import check_env, make_vector_env
 
 Runner = Callable[[Callable[[], bool]], None]
 """Steps environments and calls its argument after each vector step, until that returns true."""
 
 
-def run_environments(envs: AsyncVectorEnv) -> Runner:
+def run_environments(envs: EnvPool) -> Runner:
     """Make a runner that steps environments with random actions and stores nothing."""
     generator = np.random.default_rng(0)
+    num_actions = int(envs.single_action_space.n)
 
     def run(on_step: Callable[[], bool]) -> None:
         while True:
-            envs.step(generator.integers(17, size=envs.num_envs))
+            envs.step(generator.integers(num_actions, size=envs.num_envs))
             if on_step():
                 return
 
@@ -96,6 +98,7 @@ def main() -> None:
     """Measure all numbers of environments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num_envs", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--environment", default="delta_iris/Crafter-v1")
     parser.add_argument("--seconds", type=float, default=5, help="duration of each measurement")
     parser.add_argument(
         "--warm_up", type=int, default=250, help="vector steps, after which the episodes no longer start together"
@@ -104,13 +107,15 @@ def main() -> None:
     parser.add_argument("--config", nargs="+", default=["crafter_cnn.yaml"], help="configuration of that agent")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    check_env("delta_iris/Crafter-v1", {}, (64, 64), 17)
+    env = make_env(args.environment)
+    frame_shape, num_actions = env.observation_space.shape, int(env.action_space.n)
+    check_env(args.environment, {}, frame_shape[:2], num_actions)
     system = build_system(args.config).to(device) if args.policy else None
     rows: dict[int, dict[str, float]] = {}
     for num_envs in args.num_envs:
-        envs = make_vector_env("delta_iris/Crafter-v1", {}, num_envs)
+        envs = make_vector_env(args.environment, {}, num_envs)
         with tempfile.TemporaryDirectory() as folder:
-            replay = Replay(Path(folder) / "replay", (64, 64, 3))
+            replay = Replay(Path(folder) / "replay", frame_shape)
             envs.reset(seed=0)
             runners = {"environments": run_environments(envs)}
             runners["random"] = run_collector(Collector(envs, replay, burn_in=5, seed=1), None)

@@ -1,8 +1,8 @@
-"""The exception for mistakes that the user can fix."""
+"""Exceptions: mistakes that the user can fix, and a wait that the caller ended."""
 
 from __future__ import annotations
 
-__all__ = ["UserError"]
+__all__ = ["Abandoned", "UserError"]
 
 
 class UserError(Exception):
@@ -11,3 +11,7 @@ class UserError(Exception):
     The message names the configuration key or the file and says how to fix it. The command line prints only the
     message, without a traceback, and exits with status 2.
     """
+
+
+class Abandoned(Exception):
+    """The caller asked to stop while environments were awaited; their pool can only be closed now."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -20,7 +20,6 @@ from delta_iris.data.replay_reader import ReplayReader
 from delta_iris.data.segment import SegmentBatch
 from delta_iris.envs import ACHIEVEMENTS, CrafterEnv
 from delta_iris.envs.vector import make_vector_env
-from delta_iris.errors import UserError
 
 Frame = NDArray[np.uint8]
 
@@ -47,6 +46,9 @@ class CountingEnv(gym.Env[Frame, np.int64]):
     def _frame(self) -> Frame:
         self.count += 1
         return np.full(SHAPE, self.count % 256, np.uint8)
+
+
+gym.register("Counting-v0", entry_point=f"{__name__}:CountingEnv", disable_env_checker=True)
 
 
 class RecorderMemory(NamedTuple):
@@ -89,9 +91,10 @@ class Recorder:
 
 
 @pytest.fixture
-def collector(tmp_path: Path) -> Collector:
-    envs = SyncVectorEnv([CountingEnv] * 3, autoreset_mode=AutoresetMode.SAME_STEP)
-    return Collector(cast(AsyncVectorEnv, envs), Replay(tmp_path, SHAPE), burn_in=5, seed=0)
+def collector(tmp_path: Path) -> Iterator[Collector]:
+    envs = make_vector_env("Counting-v0", {}, 3)
+    yield Collector(envs, Replay(tmp_path, SHAPE), burn_in=5, seed=0)
+    envs.close()
 
 
 def episodes_of(collector: Collector, environment: int) -> list[Steps]:
@@ -247,13 +250,38 @@ def test_every_environment_contributes_the_same_number_of_episodes(tmp_path: Pat
     assert sum(episode.length for episode in episodes) == replay.num_frames
 
 
-def test_a_killed_environment_process_raises(tmp_path: Path) -> None:
-    envs = make_vector_env(CRAFTER, {}, 2)
-    replay = Replay(tmp_path, (64, 64, 3))
-    collector = Collector(envs, replay, burn_in=5, seed=0)
-    collector.collect(None, 20)
-    envs.processes[1].kill()
-    with pytest.raises(UserError, match=r"process died.*\{1: -9\}.*resume with --ckpt_path"):
-        collector.collect(None, 20)
-    envs.close(terminate=True)
-    assert replay.num_frames == 40
+@pytest.mark.parametrize("before", [0, 7, 40])
+def test_a_restored_collector_continues_to_the_bit(tmp_path: Path, before: int) -> None:
+    def make(name: str) -> Collector:
+        envs = make_vector_env("delta_iris/Catch-v0", {}, 2)
+        return Collector(envs, Replay(tmp_path / name, (16, 16, 3)), burn_in=5, seed=4)
+
+    first, second = make("first"), make("second")
+    if before:
+        first.collect(None, before)
+        first.collect(Recorder(), 3, epsilon=0.5)
+    file = tmp_path / "state.ckpt"
+    torch.save(first.state_dict(), file)
+    known = first.replay.num_frames // 2
+    second.load_state_dict(torch.load(file, weights_only=True))
+    policies = Recorder(), Recorder()
+    finished = [each.collect(policy, 45, epsilon=0.5) for each, policy in zip((first, second), policies, strict=True)]
+    assert finished[0] == finished[1]
+    assert policies[0].actions == policies[1].actions
+    assert policies[0].ages == policies[1].ages
+    for a, b in zip(policies[0].observed, policies[1].observed, strict=True):
+        mask = policies[0].observed.mask
+        assert torch.equal(a[mask], b[mask])
+    for environment in range(2):
+        reader_a, reader_b = (
+            [
+                step
+                for e in range(reader.num_episodes)
+                if reader.environment(e) == environment
+                for step in reader.read(e, 0, reader.length(e)).frames.tolist()
+            ]
+            for reader in (ReplayReader(each.replay.folder, (16, 16, 3)) for each in (first, second))
+        )
+        assert reader_a[known:] == reader_b
+    first.envs.close()
+    second.envs.close()

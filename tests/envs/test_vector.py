@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from delta_iris.envs.vector import FinalInfoOnly, check_env, make_vector_env
+from delta_iris.envs.vector import check_env, make_vector_env
 from delta_iris.errors import UserError
 
 from .toy_env import BlinkEnv
@@ -24,16 +24,6 @@ def test_the_last_step_of_an_episode_also_starts_the_next() -> None:
     envs.close()
     assert brightness == [20 * t for t in range(10)] * 2
     assert ends == ([False] * 9 + [True]) * 2
-
-
-def test_info_is_returned_at_the_last_step_only() -> None:
-    class InfoEnv(BlinkEnv):
-        def step(self, action: np.int64 | int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-            return *super().step(action)[:4], {"num_steps": self.num_steps}
-
-    env = FinalInfoOnly(InfoEnv())
-    env.reset()
-    assert [env.step(0)[4] for _ in range(10)] == [{}] * 9 + [{"num_steps": 10}]
 
 
 def test_a_matching_environment_is_accepted() -> None:

@@ -47,3 +47,9 @@ def test_a_run_in_crafters_format_gives_the_same_success_rates_and_score() -> No
     evaluation = evaluate_episodes(episodes)
     assert percents == pytest.approx([evaluation.achievements["a"], evaluation.achievements["b"]])
     assert math.exp(sum(math.log(1 + p) for p in percents) / 2) - 1 == pytest.approx(evaluation.score, rel=1e-5)
+
+
+def test_an_achievement_that_only_some_episodes_tell_of_was_not_unlocked_in_the_others() -> None:
+    episodes = [EpisodeStats(0.0, 1, counts) for counts in ({}, {"a": 2}, {"b": 1, "a": 0}, {"b": 1})]
+    assert evaluate_episodes(episodes).achievements == {"a": 25.0, "b": 50.0}
+    assert crafter_run(episodes, "", "", 0, 1)["achievement_a"] == [0, 2, 0, 0]

@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from delta_iris.actor_critic.module import ActorCritic
 from delta_iris.data.segment import to_float
 from delta_iris.envs.make import make_env
+from delta_iris.envs.vector import make_vector_env
 from delta_iris.imagination.real_env import RealEnv
 from delta_iris.imagination.rollout import rollout
 from delta_iris.nn.cnn import CNNConfig
@@ -76,3 +77,16 @@ def test_a_segment_just_after_an_end_holds_the_new_episode_only(games: SyncVecto
     env.step(stay)
     assert env.segment().mask.tolist() == [[False] * (BURN_IN - 1) + [True] * 2] * GAMES
     assert env.segment().is_first.tolist() == [[False] * (BURN_IN - 1) + [True, False]] * GAMES
+
+
+def test_an_environment_that_is_replaced_begins_an_episode() -> None:
+    envs = make_vector_env("delta_iris/Catch-v0", {}, GAMES)
+    env = RealEnv(envs, BURN_IN, "cpu", seed=3)
+    stay = torch.ones(GAMES, dtype=torch.int64)
+    for _ in range(4):
+        assert env.step(stay)[2].tolist() == [0, 0]
+    envs.processes[1].kill()
+    _, rewards, ended = env.step(stay)
+    assert (rewards[1].item(), ended.tolist()) == (0.0, [0, 1])
+    assert env.segment().mask.tolist() == [[True] * (BURN_IN + 1), [False] * BURN_IN + [True]]
+    envs.close()

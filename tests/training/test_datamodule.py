@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ import pytest
 import torch
 
 from delta_iris.data.collector import EpisodeStats
-from delta_iris.data.replay_reader import ReplayReader
 from delta_iris.data.segment import SegmentBatch
 from delta_iris.errors import UserError
 from delta_iris.training.datamodule import ReplayDataModule
@@ -224,33 +224,42 @@ def test_the_random_numbers_continue_after_a_resume(tmp_path: Path, data: Replay
     resumed.teardown("fit")
 
 
-def test_a_resume_ends_the_episodes_whose_environments_start_anew(tmp_path: Path, data: ReplayDataModule) -> None:
-    data.collect(None, 2 * (EPISODE_LENGTH + 3), 0.0, go_on)
+@pytest.mark.parametrize("stop_within", [False, True], ids=["between collections", "in a collection"])
+def test_a_resumed_collection_equals_one_that_was_never_stopped(
+    tmp_path: Path, data: ReplayDataModule, stop_within: bool
+) -> None:
+    first, second = 2 * (EPISODE_LENGTH + 3), 2 * (2 * EPISODE_LENGTH + 5)
+    data.collect(None, first, 0.3, go_on)
     data.commit()
+    if stop_within:
+        data.collect(None, second, 0.3, lambda frames, episodes: data.replay.num_frames >= first + 20)
     state = data.state_dict()
-    assert sorted(data.replay.open_episodes) == [0, 1]
-    lengths = data.replay.lengths.tolist()
     data.teardown("fit")
-    resumed = set_up(tmp_path)
-    resumed.load_state_dict(state)
-    resumed.on_run_start()
-    resumed.collect(None, 2 * EPISODE_LENGTH, 0.0, go_on)
-    assert resumed.replay.lengths.tolist() == [*lengths, EPISODE_LENGTH, EPISODE_LENGTH]
-    reader = ReplayReader(resumed.replay.folder, resumed.frame_shape)
-    for episode, length in enumerate(lengths):
-        last = reader.read(episode, length - 1, length)
-        assert bool(last.truncated[0]) == (length < EPISODE_LENGTH)
-    resumed.teardown("fit")
+    folder = data.replay.folder
+    stopped = tmp_path / "stopped"
+    shutil.copytree(folder, stopped)
 
+    def collect_again() -> dict[str, bytes]:
+        resumed = set_up(tmp_path, seed=5)
+        resumed.load_state_dict(state)
+        resumed.on_run_start()
+        assert resumed.replay.num_frames == first
+        resumed.collect(None, second, 0.3, go_on)
+        resumed.commit()
+        assert sorted(resumed.replay.open_episodes) == [0, 1]
+        resumed.teardown("fit")
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
 
-def test_environments_do_not_repeat_their_episodes_after_a_resume(tmp_path: Path, data: ReplayDataModule) -> None:
-    state, seed = data.state_dict(), data.collector.seed
-    data.teardown("fit")
-    resumed = set_up(tmp_path)
-    assert resumed.collector.seed == seed
-    resumed.load_state_dict(state)
-    assert resumed.collector.seed != seed
-    resumed.teardown("fit")
+    again = collect_again()
+    shutil.rmtree(folder)
+    unstopped = set_up(tmp_path)
+    unstopped.on_run_start()
+    for frames in (first, second):
+        unstopped.collect(None, frames, 0.3, go_on)
+        unstopped.commit()
+    unstopped.teardown("fit")
+    expected = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert again == expected
 
 
 def test_a_checkpoint_of_another_number_of_processes_raises(data: ReplayDataModule) -> None:

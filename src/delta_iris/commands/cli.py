@@ -123,6 +123,12 @@ class DeltaIrisCLI(LightningCLI):
 
     # --- before the classes are instantiated ---
 
+    def _set_seed(self) -> None:
+        seed = self._own.seed_everything
+        if isinstance(seed, int) and not 0 <= seed < 1 << 32:  # true and false lie within
+            raise UserError(f"seed_everything is {seed}: it must be between 0 and {(1 << 32) - 1}")
+        super()._set_seed()
+
     def _parse_ckpt_path(self) -> None:
         """Do not read hyperparameters from the checkpoint: ours come from configuration files, and a damaged checkpoint
         deserves a clearer message than Lightning's."""

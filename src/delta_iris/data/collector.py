@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from multiprocessing.connection import wait
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
-from gymnasium.vector import AsyncVectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
 from delta_iris.data.replay import Replay
 from delta_iris.data.segment import SegmentBatch, to_float
-from delta_iris.errors import UserError
+from delta_iris.errors import Abandoned
+
+if TYPE_CHECKING:
+    from delta_iris.envs.pool import EnvPool
 
 __all__ = ["Collector", "EpisodeStats", "Policy"]
+
+_logger = logging.getLogger(__name__)
 
 
 class Policy(Protocol):
@@ -66,21 +70,32 @@ class Collector:
     """Steps vectorized environments with a policy and appends every step to a replay.
 
     Args:
-        envs: environments that reset themselves in the step that ends an episode. Each step must return a new array of
-            frames, as `AsyncVectorEnv` does by default: they are kept, not copied.
+        envs: environments that reset themselves in the step that ends an episode.
         replay: takes the steps.
         burn_in: steps that a policy's memory is warmed up on when it takes over in the middle of an episode.
         seed: of the environments (seed, seed + 1, …) and of random actions.
+
+    Attributes:
+        abandoned: whether `collect` returned because `envs.should_stop` did. What it collected is incomplete then: go
+            back to the state before it, with new environments.
     """
 
-    def __init__(self, envs: AsyncVectorEnv, replay: Replay, burn_in: int, seed: int) -> None:
+    def __init__(self, envs: EnvPool, replay: Replay, burn_in: int, seed: int) -> None:
         self.envs, self.replay, self.seed = envs, replay, seed
         self.random = np.random.default_rng(seed)
+        self.abandoned = False
         self._frames: NDArray[np.uint8] | None = None
         # Frames and actions of the last steps.
         self._recent: deque[tuple[NDArray[np.uint8], NDArray[np.int64]]] = deque(maxlen=burn_in)
         self._returns = np.zeros(envs.num_envs)
         self._lengths = np.zeros(envs.num_envs, np.int64)
+        # Names of all achievements that any episode told of, in order.
+        self._achievements: dict[str, int] = {}
+
+    @property
+    def replaced(self) -> int:
+        """Number of environments that died, hung or raised an exception, and were replaced."""
+        return self.envs.replaced
 
     @torch.no_grad()
     def collect(
@@ -90,9 +105,13 @@ class Collector:
         *,
         epsilon: float = 0.0,
         episodes_per_env: int | None = None,
+        max_episode_steps: int | None = None,
         progress: Callable[[int, list[EpisodeStats]], bool] = lambda frames, episodes: False,
     ) -> list[EpisodeStats]:
         """Continue from where the environments are.
+
+        The step in which an environment failed is not stored: its episode is truncated after the step before, and is
+        not among the episodes returned.
 
         Args:
             policy: chooses the actions; uniformly random ones where None.
@@ -100,37 +119,132 @@ class Collector:
             epsilon: probability of a random action instead of the policy's.
             episodes_per_env: episodes to keep of each environment. Each contributes the same number, because taking
                 the first to finish would favour short episodes.
+            max_episode_steps: steps after which an episode is truncated, for environments whose episodes may never
+                end; None for no limit.
             progress: called after each step with the number of frames kept and the episodes finished in it; collection
                 stops early when it returns true.
 
         Returns:
-            the episodes that ended.
+            the episodes that ended; if `abandoned` is set, those of an incomplete collection.
 
         Raises:
-            UserError: if an environment's process died.
+            UserError: if too many environments fail in a row, or one returns something that cannot be used.
         """
+        finished: list[EpisodeStats] = []
+        try:
+            self._collect(finished, policy, steps, epsilon, episodes_per_env, max_episode_steps, progress)
+        except Abandoned:
+            self.abandoned = True
+            return finished
+        self.replay.flush()
+        # An achievement that was told later than at the first episode was not unlocked before.
+        return [self._complete(episode) for episode in finished]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that collection continues from, as plain values and tensors; call it between collections.
+
+        Raises:
+            delta_iris.errors.Abandoned: if `envs.should_stop` returned true while waiting.
+        """
+        state: dict[str, Any] = {"seed": self.seed, "random": self.random.bit_generator.state, "begun": False}
+        if self._frames is None:
+            return state
+        recent = [(torch.from_numpy(frames), torch.from_numpy(actions)) for frames, actions in self._recent]
+        return state | {
+            "begun": True,
+            "frames": torch.from_numpy(self._frames),
+            "recent": recent,
+            "returns": torch.from_numpy(self._returns.copy()),
+            "lengths": torch.from_numpy(self._lengths.copy()),
+            "achievements": list(self._achievements),
+            "environment_seed": self.envs.seed,
+            "generations": list(self.envs.generations),
+            "replaced": self.envs.replaced,
+            "environments": self.envs.get_states(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned; the replay must have been taken back to that moment before.
+
+        Environments that cannot be restored start anew, and their open episodes are truncated; the log says so.
+
+        Args:
+            state: of a collector with as many environments.
+
+        Raises:
+            delta_iris.errors.Abandoned: if `envs.should_stop` returned true while waiting.
+            UserError: if too many environments fail, or one returns something that cannot be used.
+        """
+        self.seed, self.abandoned = state["seed"], False
+        self.random.bit_generator.state = state["random"]
+        self._recent.clear()
+        self._returns[:], self._lengths[:] = 0, 0
+        self._frames, self._achievements = None, {}
+        if not state["begun"]:
+            return
+        self._recent.extend((frames.numpy(), actions.numpy()) for frames, actions in state["recent"])
+        self._achievements = dict.fromkeys(state["achievements"], 0)
+        self.envs.seed, self.envs.replaced = state["environment_seed"], state["replaced"]
+        self.envs.generations[:] = state["generations"]
+        restored = np.array(self.envs.set_states(state["environments"]))
+        self._returns[:] = np.where(restored, state["returns"].numpy(), 0)
+        self._lengths[:] = np.where(restored, state["lengths"].numpy(), 0)
+        self._frames = self.envs.frames
+        for i in np.flatnonzero(~restored).tolist():
+            self.replay.truncate(i, state["frames"][i].numpy())
+        if not restored.all():
+            _logger.warning(
+                "%d of %d environments %r start new episodes, because their states could not be restored",
+                int((~restored).sum()),
+                len(restored),
+                self.envs.environment,
+            )
+
+    def _collect(
+        self,
+        finished: list[EpisodeStats],
+        policy: Policy | None,
+        steps: int | None,
+        epsilon: float,
+        episodes_per_env: int | None,
+        max_episode_steps: int | None,
+        progress: Callable[[int, list[EpisodeStats]], bool],
+    ) -> None:
         num_envs = self.envs.num_envs
         if self._frames is None:
-            self._frames = self._call_envs(self.envs.reset, seed=self.seed)[0]
+            self._frames = self.envs.reset(seed=self.seed)[0]
         memory = None if policy is None else self._burn_in(policy)
         quota = np.full(num_envs, np.iinfo(np.int64).max if episodes_per_env is None else episodes_per_env)
-        finished: list[EpisodeStats] = []
+        nothing: list[Any] = [None] * num_envs
         done_steps = 0
         while (steps is None or done_steps < steps) and quota.any():
             actions, memory = self._choose(policy, memory, epsilon)
-            next_frames, rewards, terminated, truncated, infos = self._call_envs(self.envs.step, actions)
-            kept = quota > 0
+            next_frames, rewards, terminated, truncated, infos = self.envs.step(actions)
+            final, replaced, achievements = (
+                infos.get(key, nothing) for key in ("final_obs", "replaced", "achievements")
+            )
+            failed = np.array([reason is not None for reason in replaced])
+            self._returns += rewards
+            self._lengths += 1
+            if max_episode_steps is not None:
+                # One list for all: it is written to only where an episode is cut.
+                final, achievements = list(final), list(achievements)
+                for i in np.flatnonzero((self._lengths >= max_episode_steps) & ~terminated & ~truncated).tolist():
+                    truncated[i], final[i] = True, next_frames[i]
+                    _, achievements[i] = self.envs.reset_one(i)
+                    next_frames = self.envs.frames
+            kept = (quota > 0) & ~failed
             ended = terminated | truncated
             # Lists first: taking numbers out of an array one by one is many times slower.
             taken = zip(*(x.tolist() for x in (actions, rewards, terminated, truncated)), strict=True)
-            for i, step in enumerate(taken):
+            for i, (action, reward, terminal, cut) in enumerate(taken):
                 if kept[i]:
-                    self.replay.append(i, self._frames[i], *step)
-            self._returns += rewards
-            self._lengths += 1
+                    self.replay.append(i, self._frames[i], action, reward, terminal, cut, final[i])
+                elif failed[i]:
+                    self.replay.truncate(i, self._frames[i])
             new = [
-                EpisodeStats(float(self._returns[i]), int(self._lengths[i]), _achievements(infos, int(i)))
-                for i in np.flatnonzero(ended & kept)
+                self._finish(float(self._returns[i]), int(self._lengths[i]), achievements[i])
+                for i in np.flatnonzero(ended & kept).tolist()
             ]
             self._recent.append((self._frames, actions))
             self._returns[ended] = 0
@@ -143,8 +257,17 @@ class Collector:
             done_steps += 1
             if progress(int(kept.sum()), new):
                 break
-        self.replay.flush()
-        return finished
+
+    def _finish(self, return_: float, length: int, achievements: dict[str, int] | None) -> EpisodeStats:
+        for name in achievements or ():
+            self._achievements.setdefault(name, 0)
+        return self._complete(EpisodeStats(return_, length, achievements))
+
+    def _complete(self, episode: EpisodeStats) -> EpisodeStats:
+        """Add the achievements that the environment tells of only once they are unlocked."""
+        if not self._achievements:
+            return episode
+        return replace(episode, achievements=self._achievements | (episode.achievements or {}))
 
     def _choose(self, policy: Policy | None, memory: Any, epsilon: float) -> tuple[NDArray[np.int64], Any]:
         num_envs = self.envs.num_envs
@@ -179,27 +302,3 @@ class Collector:
             torch.from_numpy(is_first),
         )
         return policy.observe(SegmentBatch(*(field.to(policy.device) for field in segment)))
-
-    def _call_envs(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        try:
-            return call(*args, **kwargs)
-        except (EOFError, BrokenPipeError, ConnectionError) as error:
-            # A broken pipe may be noticed before the process that broke it has ended.
-            ending = wait([process.sentinel for process in self.envs.processes], timeout=5)
-            for process in self.envs.processes:
-                if process.sentinel in ending:
-                    process.join(timeout=5)
-            codes = {i: p.exitcode for i, p in enumerate(self.envs.processes) if not p.is_alive()}
-            raise UserError(
-                f"an environment's process died (environment: exit code {codes or 'unknown'}), often for lack of "
-                "memory; what was collected before the last checkpoint is safe: resume with --ckpt_path, and with "
-                "fewer data.num_envs if memory is short"
-            ) from error
-
-
-def _achievements(infos: dict[str, Any], index: int) -> dict[str, int] | None:
-    """Achievements of the environment `index` at its episode's end; gymnasium batches infos by key."""
-    counts = infos.get("final_info", {}).get("achievements")
-    if counts is None:
-        return None
-    return {name: int(values[index]) for name, values in counts.items() if not name.startswith("_")}

@@ -108,6 +108,30 @@ class CatchEnv(gym.Env[Frame, np.int64]):
             raise gym.error.ResetNeeded("call reset() before render()")
         return self._frame.copy()
 
+    def get_state(self) -> dict[str, Any]:
+        """Return everything that the future depends on, as plain values; see `delta_iris.envs.state`.
+
+        Raises:
+            gymnasium.error.ResetNeeded: before the first episode.
+        """
+        if self._frame is None:
+            raise gym.error.ResetNeeded("call reset() before get_state()")
+        grid = [self._paddle, self._row, self._column, self._blocks_left]
+        return {"random": self.np_random.bit_generator.state, "grid": grid}
+
+    def set_state(self, state: dict[str, Any]) -> Frame:
+        """Continue from a state of an environment with the same options.
+
+        Args:
+            state: what `get_state` returned.
+
+        Returns:
+            the present frame.
+        """
+        self.np_random.bit_generator.state = state["random"]
+        self._paddle, self._row, self._column, self._blocks_left = state["grid"]
+        return self._draw()
+
     def _drop(self) -> None:
         """Put the next block into the top row."""
         self._row, self._column = 0, int(self.np_random.integers(self.cells))

@@ -63,9 +63,10 @@ def evaluate_episodes(episodes: list[EpisodeStats]) -> Evaluation:
     values: dict[str, float] = {}
     if counts:
         # The episodes are those of all processes already.
-        rates = AchievementRates(tuple(counts[0]), sync_on_compute=False)
+        names = _names(counts)
+        rates = AchievementRates(names, sync_on_compute=False)
         for unlocked in counts:
-            rates.update(unlocked)
+            rates.update(dict.fromkeys(names, 0) | unlocked)
         values = {name: float(value) for name, value in rates.compute().items()}
     return Evaluation(
         episodes=len(episodes),
@@ -101,4 +102,9 @@ def crafter_run(episodes: list[EpisodeStats], task: str, method: str, seed: int,
         "xs": [frames] * len(episodes),
         "reward": [e.return_ for e in episodes],
         "length": [e.length for e in episodes],
-    } | {f"achievement_{name}": [unlocked[name] for unlocked in counts] for name in (counts[0] if counts else ())}
+    } | {f"achievement_{name}": [unlocked.get(name, 0) for unlocked in counts] for name in _names(counts)}
+
+
+def _names(counts: list[dict[str, int]]) -> tuple[str, ...]:
+    """Names that any episode tells of: some environments tell of an achievement only once it is unlocked."""
+    return tuple(dict.fromkeys(name for unlocked in counts for name in unlocked))

@@ -9,18 +9,17 @@ from typing import Any
 
 import lightning as L
 import torch
-from gymnasium.vector import AsyncVectorEnv
 from torch.utils.data import DataLoader
 
 from delta_iris.data.collector import Collector, EpisodeStats, Policy
 from delta_iris.data.loader import SegmentDataset, check_shared_memory, segment_loader
 from delta_iris.data.recorded_episodes import add_recorded_episodes, find_recorded_episodes
 from delta_iris.data.replay import Replay
-from delta_iris.data.replay_index import ReplayPosition
 from delta_iris.data.replay_reader import ReplayReader
 from delta_iris.data.sampler import SegmentSampler
 from delta_iris.data.segment import SegmentBatch, SegmentIndex
 from delta_iris.distributed import gather_objects
+from delta_iris.envs.pool import EnvPool
 from delta_iris.envs.vector import check_env, make_vector_env
 from delta_iris.errors import UserError
 from delta_iris.training.held_out import HeldOutBatches
@@ -32,9 +31,6 @@ __all__ = ["ReplayDataModule"]
 
 HELD_OUT_SEED = 1 << 20
 """Distance between the seeds of test environments and of training environments, so that they never meet."""
-
-RESUME_SEED_STEP = 1 << 21
-"""Distance between the seeds of environments before and after a resume, for each frame collected before it."""
 
 
 class ReplayDataModule(L.LightningDataModule):
@@ -56,6 +52,9 @@ class ReplayDataModule(L.LightningDataModule):
         val_batches: batches of held-out segments that the world model is measured on.
         val_batch_size: segments of each of these batches.
         skip_damaged_episodes: leave out episodes that are damaged on the disk, instead of ending with their names.
+        step_timeout: seconds that an environment may take for a step or a reset before it is replaced.
+        max_env_failures: failures of environments in a row after which the run ends.
+        max_test_episode_steps: steps after which a test episode is truncated, because some never end.
 
     Raises:
         ValueError: if a number is below 1.
@@ -76,6 +75,9 @@ class ReplayDataModule(L.LightningDataModule):
         val_batches: int = 6,
         val_batch_size: int = 32,
         skip_damaged_episodes: bool = False,
+        step_timeout: float = 60.0,
+        max_env_failures: int = 10,
+        max_test_episode_steps: int = 27_000,
     ) -> None:
         super().__init__()
         at_least_one = {
@@ -96,18 +98,21 @@ class ReplayDataModule(L.LightningDataModule):
         self.val_episodes, self.test_episodes = val_episodes, test_episodes
         self.val_batches, self.val_batch_size = val_batches, val_batch_size
         self.skip_damaged_episodes = skip_damaged_episodes
+        self.step_timeout, self.max_env_failures = step_timeout, max_env_failures
+        self.max_test_episode_steps = max_test_episode_steps
         self.replay: Replay
         self.collector: Collector
         self.samplers: dict[str, SegmentSampler] = {}
         self.recorded_paths: list[Path] = []
-        self.committed_position: ReplayPosition = {"chunks": 0, "bytes": 0}
+        # The state before a collection under way, which a checkpoint holds: a resumed run does it again.
+        self._before_collection: dict[str, Any] | None = None
         self._phase_start: tuple[str, dict[str, Any]] | None = None
         self._phase_batches: list[list[SegmentIndex]] = []
         self._restored_random: dict[str, Any] | None = None
         self._held_out: tempfile.TemporaryDirectory[str] | None = None
         self._run_seed: int | None = None
-        self._envs: list[AsyncVectorEnv] = []
-        self._test_envs: AsyncVectorEnv | None = None
+        self._envs: list[EnvPool] = []
+        self._test_envs: EnvPool | None = None
 
     # --- setting up ---
 
@@ -153,7 +158,7 @@ class ReplayDataModule(L.LightningDataModule):
         """Check the environment against the configuration and, to fit, open the replay and the environments."""
         if self.samplers:
             return
-        check_env(self.environment, self.environment_options, self.frame_size, self.num_actions)
+        check_env(self.environment, self.environment_options, self.frame_size, self.num_actions, self.step_timeout)
         self.split_across_ranks("data.num_test_envs", self.num_test_envs)
         for key, episodes in (("val_episodes", self.val_episodes), ("test_episodes", self.test_episodes)):
             if episodes % self.num_test_envs:
@@ -192,16 +197,21 @@ class ReplayDataModule(L.LightningDataModule):
             self._run_seed = int(torch.initial_seed() % (1 << 31))
         return self._run_seed + 1_000_003 * self._rank
 
-    def _make_envs(self, number: int) -> AsyncVectorEnv:
-        envs = make_vector_env(self.environment, self.environment_options, number)
+    def _make_envs(self, number: int) -> EnvPool:
+        envs = make_vector_env(
+            self.environment,
+            self.environment_options,
+            number,
+            step_timeout=self.step_timeout,
+            max_env_failures=self.max_env_failures,
+        )
         self._envs.append(envs)
         return envs
 
     def teardown(self, stage: str) -> None:
         """Close replay and environments."""
         for envs in self._envs:
-            # A process that died cannot be asked to close.
-            envs.close(terminate=any(not process.is_alive() for process in envs.processes))
+            envs.close()
         self._envs.clear()
         self._test_envs = None
         if stage == "fit" and self.samplers:
@@ -228,12 +238,21 @@ class ReplayDataModule(L.LightningDataModule):
             epsilon: probability of a random action instead of the policy's.
             progress: see `Collector.collect`.
 
+        What is collected becomes part of the run by `commit`. Until then checkpoints hold the state before it.
+
         Returns:
             the finished episodes of this process.
+
+        Raises:
+            UserError: see `Collector.collect`.
         """
-        self.commit()
+        self._before_collection = self._present_state()
         steps = -(-frames // self.num_envs)
         return self.collector.collect(policy, steps, epsilon=epsilon, progress=progress)
+
+    def commit(self) -> None:
+        """Make what was collected part of the run: checkpoints saved from now on include it."""
+        self._before_collection = None
 
     def on_run_start(self) -> None:
         """Get ready to collect and train; called once everything is set up and, on a resume, restored.
@@ -254,14 +273,9 @@ class ReplayDataModule(L.LightningDataModule):
             )
         if self.recorded_paths:
             add_recorded_episodes(self.replay, self.recorded_paths[self._rank :: self.world_size], self.num_actions)
-        self.commit()
         if self.world_size > 1:
             # Until here all processes drew the same numbers, which equal initial weights need; now each draws its own.
             torch.manual_seed(self.seed)
-
-    def commit(self) -> None:
-        """Make what was collected part of the run: checkpoints saved from now on include it."""
-        self.committed_position = self.replay.position()
 
     def run_test_episodes(
         self, policy: Policy, episodes: int, progress: Callable[[int, list[EpisodeStats]], bool]
@@ -285,7 +299,12 @@ class ReplayDataModule(L.LightningDataModule):
         replay = Replay(self._held_out_folder, self.frame_shape, level=1)
         # The same episodes' seeds at every call: two evaluations differ in the agent only.
         collector = Collector(self._test_envs, replay, policy.burn_in, self.seed + HELD_OUT_SEED)
-        finished = collector.collect(policy, episodes_per_env=episodes // self.num_test_envs, progress=progress)
+        finished = collector.collect(
+            policy,
+            episodes_per_env=episodes // self.num_test_envs,
+            max_episode_steps=self.max_test_episode_steps,
+            progress=progress,
+        )
         replay.close()
         return finished
 
@@ -357,26 +376,30 @@ class ReplayDataModule(L.LightningDataModule):
     # --- checkpoints ---
 
     def state_dict(self) -> dict[str, Any]:
-        """The replay's position, the samplers' states and all random states of every process."""
+        """What every process continues from: its replay's position, environments, samplers and random states."""
         if not self.samplers:
             return {}
+        own = self._present_state() if self._before_collection is None else self._before_collection
+        return {"ranks": gather_objects(own)}
+
+    def _present_state(self) -> dict[str, Any]:
         samplers = {name: sampler.state_dict() for name, sampler in self.samplers.items()}
         if self._phase_start is not None:
             name, state = self._phase_start
             samplers[name] = state
-        own = {
-            "replay": self.committed_position,
+        return {
+            "replay": self.replay.position(),
             "samplers": samplers,
-            "collector": self.collector.random.bit_generator.state,
+            "collector": self.collector.state_dict(),
             "random": get_random_states(),
         }
-        return {"ranks": gather_objects(own)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned, the replay included. Outside of fitting, nothing is changed.
 
         Raises:
-            UserError: if the checkpoint was made by another number of processes.
+            UserError: if the checkpoint was made by another number of processes, or the replay or the environments
+                cannot be restored.
         """
         if not self.samplers or "ranks" not in state:
             return
@@ -386,13 +409,9 @@ class ReplayDataModule(L.LightningDataModule):
                 f"--trainer.devices {len(state['ranks'])} (now {self.world_size})"
             )
         own = state["ranks"][self._rank]
+        self._before_collection = None
         self.replay.rollback(own["replay"])
-        for environment in self.replay.open_episodes:  # environments start anew
-            self.replay.truncate(environment)
-        self.commit()
+        self.collector.load_state_dict(own["collector"])
         for name, sampler in self.samplers.items():
             sampler.load_state_dict(own["samplers"][name])
-        self.collector.random.bit_generator.state = own["collector"]
-        # Environments start anew after a resume; their first episodes must not repeat those of the run's beginning.
-        self.collector.seed += RESUME_SEED_STEP * (1 + self.replay.num_frames)
         self._restored_random = own["random"]

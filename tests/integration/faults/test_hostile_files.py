@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 
@@ -437,6 +437,7 @@ VALUES = st.recursive(
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(["trainer", "data", "model", "checkpoint", "name", "seed_everything", "images"]), VALUES)
+@example("seed_everything", 1 << 32)
 def test_any_structure_is_parsed_or_refused(tmp_path: Path, group: str, value: Any) -> None:
     path = tmp_path / "random.yaml"
     path.write_text(yaml.safe_dump({group: value}))

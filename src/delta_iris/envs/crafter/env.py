@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -52,6 +53,9 @@ class CrafterEnv(gym.Env[Frame, np.int64]):
         self.engine, other = (_make_engine(size, length) for _ in range(2))
         self._next_reset = IncrementalReset(other, seed=0)
         self._frame: Frame | None = None
+        # Random state before the episode's reset, and the actions since: the episode can be repeated from them.
+        self._start: Mapping[str, Any] = {}
+        self._actions = bytearray()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Frame, dict[str, Any]]:
         """Start an episode in a new world.
@@ -64,6 +68,7 @@ class CrafterEnv(gym.Env[Frame, np.int64]):
             The first frame, and `info`.
         """
         super().reset(seed=seed)
+        self._start, self._actions = self.np_random.bit_generator.state, bytearray()
         world_seed = _draw_seed(self.np_random)
         if self._next_reset.seed != world_seed:
             self._next_reset = IncrementalReset(self._next_reset.env, world_seed)
@@ -84,6 +89,7 @@ class CrafterEnv(gym.Env[Frame, np.int64]):
             The next frame, the reward, whether the player died, whether the time limit was reached, and `info`.
         """
         frame, reward, done, info = self.engine.step(int(action))
+        self._actions.append(int(action))
         self._next_reset.advance()
         self._frame = frame
         terminated = info["discount"] == 0
@@ -94,6 +100,31 @@ class CrafterEnv(gym.Env[Frame, np.int64]):
             bool(done and not terminated),
             _info(info["achievements"], info["inventory"]),
         )
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the random state at the episode's start and the actions since; see `delta_iris.envs.state`.
+
+        Raises:
+            gymnasium.error.ResetNeeded: before the first `reset`.
+        """
+        if not self._start:
+            raise gym.error.ResetNeeded("call reset() before get_state()")
+        return {"random": self._start, "actions": bytes(self._actions)}
+
+    def set_state(self, state: dict[str, Any]) -> Frame:
+        """Repeat an episode under way, in an environment with the same options.
+
+        Args:
+            state: what `get_state` returned.
+
+        Returns:
+            the present frame.
+        """
+        self.np_random.bit_generator.state = state["random"]
+        frame, _ = self.reset()
+        for action in state["actions"]:
+            frame = self.step(action)[0]
+        return frame
 
     def render(self) -> Frame | None:
         """Return a copy of the latest frame, (size, size, 3) uint8, or None if `render_mode` is None.
