@@ -308,7 +308,7 @@ def test_a_small_file_cannot_ask_for_a_large_network(exported: Path) -> None:
 
 def test_what_a_trusted_name_reaches_through_is_refused(exported: Path) -> None:
     """`delta_iris.pretrained.shutil` is the standard library's, whatever its name begins with."""
-    for name in ("delta_iris.pretrained.shutil.rmtree", "delta_iris.envs.vector.partial", "subprocess.Popen"):
+    for name in ("delta_iris.pretrained.shutil.rmtree", "delta_iris.envs.pool.pickle.loads", "subprocess.Popen"):
 
         def edit(about: dict[str, Any], name: str = name) -> None:
             about["configuration"]["model"]["init_args"]["tokenizer"]["class_path"] = name
