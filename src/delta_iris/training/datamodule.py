@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,12 @@ from delta_iris.data.segment import SegmentBatch
 from delta_iris.distributed import gather_objects
 from delta_iris.envs.vector import check_env, make_vector_env
 from delta_iris.errors import UserError
+from delta_iris.scratch import process_scratch
 from delta_iris.training.held_out import HeldOutBatches
 from delta_iris.training.learner import Learner
 from delta_iris.training.phase import Phase
 from delta_iris.training.random_state import get_random_states, set_random_states
+from delta_iris.training.run_folder import RunFolder
 
 __all__ = ["ReplayDataModule"]
 
@@ -99,7 +101,9 @@ class ReplayDataModule(L.LightningDataModule):
         self.committed_position: dict[str, int] = {}
         self._phase_start: tuple[str, dict[str, Any]] | None = None
         self._restored_random: dict[str, Any] | None = None
-        self._held_out: tempfile.TemporaryDirectory[str] | None = None
+        self._held_out: Path | None = None
+        # State of before a collection that is under way: a stopped run does it again.
+        self._before_collection: dict[str, Any] | None = None
         self._run_seed: int | None = None
         self._envs: list[AsyncVectorEnv] = []
         self._test_envs: AsyncVectorEnv | None = None
@@ -159,7 +163,7 @@ class ReplayDataModule(L.LightningDataModule):
         if stage != "fit":
             return
         assert self.trainer is not None
-        folder = Path(self.trainer.log_dir or self.trainer.default_root_dir) / "replay" / f"rank_{self._rank}"
+        folder = RunFolder.of(self.trainer).replay / f"rank_{self._rank}"
         if self.recorded_episodes is not None and not folder.exists():  # a resumed run has them already
             self.recorded_paths = find_recorded_episodes(Path(self.recorded_episodes), self.world_size)
         self.replay = Replay(folder, self.frame_shape)
@@ -200,7 +204,7 @@ class ReplayDataModule(L.LightningDataModule):
             self.replay.close()
             self.samplers.clear()
         if self._held_out is not None:
-            self._held_out.cleanup()
+            shutil.rmtree(self._held_out, ignore_errors=True)
             self._held_out = None
 
     # --- collecting ---
@@ -271,10 +275,11 @@ class ReplayDataModule(L.LightningDataModule):
         if self._test_envs is None:
             number = self.split_across_ranks("data.num_test_envs", self.num_test_envs)
             self._test_envs = self._make_envs(number)
-        if self._held_out is not None:
-            self._held_out.cleanup()
-        self._held_out = tempfile.TemporaryDirectory(prefix="delta_iris_held_out_")
-        replay = Replay(self._held_out_folder, self.frame_shape, level=1)
+        fitting = self.trainer is not None and self.trainer.state.fn == "fit"
+        scratch = RunFolder.of(self.trainer).scratch if fitting else process_scratch()
+        self._held_out = scratch / f"held_out_{self._rank}"
+        shutil.rmtree(self._held_out, ignore_errors=True)
+        replay = Replay(self._held_out, self.frame_shape, level=1)
         # The same episodes' seeds at every call: two evaluations differ in the agent only.
         collector = Collector(self._test_envs, replay, policy.burn_in, self.seed + HELD_OUT_SEED)
         finished = collector.collect(policy, episodes_per_env=episodes // self.num_test_envs, progress=progress)
@@ -284,7 +289,7 @@ class ReplayDataModule(L.LightningDataModule):
     @property
     def _held_out_folder(self) -> Path:
         assert self._held_out is not None, "test episodes are run before they are read"
-        return Path(self._held_out.name) / "replay"
+        return self._held_out
 
     def held_out(self) -> ReplayReader:
         """The test episodes that this process ran last."""

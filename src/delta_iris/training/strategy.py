@@ -63,6 +63,9 @@ class DeltaDDPStrategy(DDPStrategy):
         if self.local_rank != 0 or not isinstance(self.cluster_environment, LightningEnvironment):
             end_with_parent()
         super().setup_environment()
+        # Only the first process knows the run folder: it has made and owns it.
+        trainer = self.lightning_module.trainer  # type: ignore[union-attr]
+        trainer._default_root_dir = self.broadcast(trainer.default_root_dir)
 
     def configure_ddp(self) -> None:
         """Start with the weights of process 0 on all processes."""

@@ -7,6 +7,8 @@ from typing import Any
 
 import lightning as L
 
+from delta_iris.training.run_folder import RunFolder
+
 __all__ = ["RunSummary"]
 
 
@@ -54,4 +56,4 @@ class RunSummary(L.Callback):
 
 def _folder(trainer: L.Trainer) -> Path:
     # All processes must ask, because the first one broadcasts it.
-    return Path(trainer.log_dir or trainer.default_root_dir)
+    return RunFolder.of(trainer).path

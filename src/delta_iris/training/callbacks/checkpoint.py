@@ -1,0 +1,64 @@
+"""When checkpoints are saved, and which are kept."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from delta_iris.training.checkpoint_io import replace_by
+from delta_iris.training.run_folder import RunFolder
+
+__all__ = ["RunCheckpoint"]
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """Lightning's `ModelCheckpoint`, saving to the run folder, with a `last.ckpt` that is whole at every moment.
+
+    `last.ckpt` is a second name (a hard link) of the newest checkpoint, which is put in place of the older one in a
+    single step. Lightning's is a symbolic link: it dangles from the moment that its target is removed.
+
+    `interrupted.ckpt`, of a run that was stopped within an epoch, is removed when a later checkpoint is there.
+    """
+
+    @staticmethod
+    def _link_checkpoint(trainer: L.Trainer, filepath: str, linkpath: str) -> None:
+        if trainer.is_global_zero and os.path.abspath(filepath) != os.path.abspath(linkpath):
+            source, link = Path(filepath), Path(linkpath)
+            part = link.with_name(f".{link.name}.part")
+            part.unlink(missing_ok=True)
+            try:
+                os.link(source, part)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(source, part)
+            replace_by(link, part)
+        trainer.strategy.barrier()
+
+    def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
+        super()._save_checkpoint(trainer, filepath)
+        if trainer.is_global_zero:
+            RunFolder.of(trainer).interrupted.unlink(missing_ok=True)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what is known of the checkpoints kept, also where the run folder was moved since.
+
+        Args:
+            state_dict: what `state_dict` returned.
+        """
+        there, here = state_dict.get("dirpath"), self.dirpath
+        if there is not None and here is not None:
+            state_dict = _move(state_dict, str(there), str(here))
+        super().load_state_dict(state_dict)
+
+
+def _move(value: Any, there: str, here: str) -> Any:
+    """Replace a folder by another one in all paths."""
+    if isinstance(value, dict):
+        return {_move(key, there, here): _move(item, there, here) for key, item in value.items()}
+    if isinstance(value, str) and (value == there or value.startswith(there + os.sep)):
+        return here + value.removeprefix(there)
+    return value
