@@ -335,7 +335,7 @@ def test_ctrl_c_saves_a_checkpoint_that_the_run_resumes_from(
     assert ("dynamics loss" in line) == (moment != "actor_critic")
     assert [step for step, _ in scalars(folder)["train/episodes"]][-1] == 700
     names = {path.name for path in (folder / "checkpoints").iterdir()}
-    assert names - {"epoch-0000.ckpt"} == {"interrupted.ckpt", "epoch-0001.ckpt", "last.ckpt"}
+    assert names == {"best.ckpt", "epoch-0001.ckpt", "last.ckpt"}
     newest = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert newest["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] == 2
     assert yaml.safe_load((folder / "config.yaml").read_text())["ckpt_path"] is None
@@ -496,7 +496,7 @@ def test_print_config_shows_stacked_files_and_overrides(name: str, tmp_path: Pat
         (["--data.val_episodes", 3], "data.val_episodes is 3"),
         (["--model.priority_exponent", -1], "model.init_args.priority_exponent is -1"),
         (["--model.imagination_recent_frames", 0], "model.init_args.imagination_recent_frames is 0"),
-        (["--trainer.max_steps", 10], "trainer.max_steps 10 has no effect here"),
+        (["--trainer.max_steps", 10], "trainer.max_steps 10 is not supported here: set trainer.max_epochs"),
         (["--model.tokenizer.loss_weights", "{l3: 1.0}"], "l3"),
         (
             ["--model.schedule.collection.epsilon", 2],
@@ -540,14 +540,20 @@ def test_invalid_input_gives_one_message_before_anything_is_made(
 def test_other_runs_are_never_changed(trained: tuple[Path, str]) -> None:
     folder, _ = trained
     cwd = folder.parents[2]
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+    def state() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != ".lock"}
+
+    before = state()
     output = fit("--trainer.logger.init_args.version", 0, cwd=cwd, status=2)
     assert "already holds a run: resume it with --ckpt_path" in output
     other = ("--model.dynamics.transformer.dim", 64, "--ckpt_path", folder / "checkpoints" / "last.ckpt")
     output = fit(*other, cwd=cwd, status=2)
     assert "model.init_args.dynamics.init_args.transformer.dim: 32 there, 64 here" in output
-    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert before == state()
     moved = folder.parents[2] / "alone" / "last.ckpt"
     moved.parent.mkdir()
     moved.write_bytes((folder / "checkpoints" / "last.ckpt").read_bytes())
+    away = (folder / "replay").rename(folder / "away")
     assert "holds no replay" in fit("--ckpt_path", moved, cwd=cwd, status=2)
+    away.rename(folder / "replay")

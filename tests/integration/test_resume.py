@@ -45,8 +45,10 @@ class LossRecorder(PhaseCallback):
         self.sampling = {name: (each.priority_exponent, each.recent_steps) for name, each in samplers.items()}
         self.losses.append((module.phase.name, module.phase_metrics["loss"]))
         if len(self.losses) == self.stop_after:
-            owner, name = (trainer, "should_stop") if self.by_lightning else (trainer.fit_loop, "stop_requested")
-            setattr(owner, name, True)
+            if self.by_lightning:
+                trainer.should_stop = True
+            else:
+                trainer.fit_loop.request_stop(None)  # type: ignore[attr-defined]
 
 
 def train(
@@ -145,7 +147,7 @@ def test_resume_within_a_phase_equals_never_stopping(
 def test_validation_does_not_change_training(
     tmp_path: Path, uninterrupted: LossRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(CollectTrainLoop, "_validate", lambda self: None)
+    monkeypatch.setattr(CollectTrainLoop, "_validate", lambda self: True)
     assert train(tmp_path, 2).losses == uninterrupted.losses
 
 

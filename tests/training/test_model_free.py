@@ -52,7 +52,7 @@ class Recorder(PhaseCallback):
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.losses.append(module.phase_metrics["loss"])
         if len(self.losses) == self.stop_after:
-            trainer.fit_loop.stop_requested = True  # type: ignore[attr-defined]
+            trainer.fit_loop.request_stop(None)  # type: ignore[attr-defined]
 
     def on_phase_end(
         self, trainer: L.Trainer, module: Any, activity: Activity, result: CollectionResult | PhaseResult

@@ -6,16 +6,17 @@ import contextlib
 import os
 import signal
 import sys
+import threading
+from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning as L
 import torch
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from delta_iris.commands.config_errors import (
     explain_instantiation_error,
@@ -25,22 +26,38 @@ from delta_iris.commands.config_errors import (
 )
 from delta_iris.commands.config_files import LINKED, prepare_arguments
 from delta_iris.commands.console import quiet_libraries
+from delta_iris.commands.run_place import (
+    expand_paths,
+    find_checkpoint,
+    place_new_run,
+    place_resumed_run,
+    requeued_checkpoint,
+)
+from delta_iris.commands.trainer_flags import check_trainer_flags
 from delta_iris.commands.trust import TrustOption
+from delta_iris.data.disk import is_disk_full
 from delta_iris.errors import UserError
 from delta_iris.pretrained import is_exported, load_exported
-from delta_iris.training.callbacks import EpisodeStatistics, ImageLogger, PhaseProgress, RunSummary, Throughput
-from delta_iris.training.checkpoint import check_weights, load_checkpoint, run_folder
+from delta_iris.scratch import process_scratch
+from delta_iris.training.callbacks import (
+    EpisodeStatistics,
+    ImageLogger,
+    PhaseProgress,
+    RunCheckpoint,
+    RunSummary,
+    Throughput,
+)
+from delta_iris.training.checkpoint import check_weights, load_checkpoint
 from delta_iris.training.config_checks import check_configuration
 from delta_iris.training.datamodule import ReplayDataModule
 from delta_iris.training.learner import Learner
 from delta_iris.training.lightning_private import SubprocessLauncher
+from delta_iris.training.logs import cut_back_logs, keep_csv_rows
 from delta_iris.training.loop import CollectTrainLoop, install_loops
+from delta_iris.training.run_folder import RunFolder, is_first_process
 from delta_iris.training.strategy import DeltaDDPStrategy
 
 __all__ = ["DeltaIrisCLI", "main"]
-
-UNUSED = {"max_steps": -1, "min_steps": None, "limit_train_batches": 1.0, "overfit_batches": 0.0}
-"""Trainer flags that Lightning's loop uses and this project's does not, with their defaults."""
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "trainer.accelerator": "auto",
@@ -57,40 +74,37 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 }
 
 CHECKPOINT_DEFAULTS: dict[str, Any] = {
-    "checkpoint.filename": "epoch-{epoch:04d}",
-    "checkpoint.auto_insert_metric_name": False,
-    "checkpoint.save_on_train_epoch_end": True,
-    "checkpoint.save_last": "link",
+    "filename": "epoch-{epoch:04d}",
+    "auto_insert_metric_name": False,
+    "save_on_train_epoch_end": True,
+    "save_last": "link",
     # last.ckpt is always the last one, after a resume too.
-    "checkpoint.enable_version_counter": False,
+    "enable_version_counter": False,
 }
 
-
-class _SaveConfig(SaveConfigCallback):
-    """Saves the configuration that a run began with; `test` and `validate` make no run folder."""
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage != "fit":
-            return
-        # All processes must ask, and the first one decides for all: it may have written before another one checks.
-        folder = trainer.log_dir
-        if not trainer.strategy.broadcast(folder is not None and (Path(folder) / self.config_filename).exists()):
-            super().setup(trainer, pl_module, stage)
+BEST_DEFAULTS: dict[str, Any] = {
+    "filename": "best",
+    "monitor": "test/return",
+    "mode": "max",
+    "auto_insert_metric_name": False,
+    "save_on_train_epoch_end": True,
+    "enable_version_counter": False,
+}
 
 
 class DeltaIrisCLI(LightningCLI):
     """`fit`, `validate` and `test` of a system on a `ReplayDataModule`."""
 
     def __init__(self, args: ArgsType = None) -> None:
-        super().__init__(
-            Learner,
-            ReplayDataModule,
-            subclass_mode_model=True,
-            save_config_callback=_SaveConfig,
-            # Several processes reach the file; folders of other runs are refused before.
-            save_config_kwargs={"overwrite": True},
-            args=args,
-        )
+        self._run: RunFolder | None = None
+        self._accepted = False
+        try:
+            super().__init__(Learner, ReplayDataModule, subclass_mode_model=True, save_config_callback=None, args=args)
+        finally:
+            if self._run is not None and self._accepted:
+                self._run.release()
+            elif self._run is not None:
+                self._run.discard()
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -103,16 +117,26 @@ class DeltaIrisCLI(LightningCLI):
             "--name", type=str, default="delta_iris", help="name of the run, whose folder is in lightning_logs/<name>"
         )
         parser.add_argument(
+            "--version",
+            type=str | None,
+            default=None,
+            help="folder of the run in lightning_logs/<name>; the next free version_N where null",
+        )
+        parser.add_argument(
             "--num_threads",
             type=int | None,
             default=None,
             help="CPU threads that PyTorch computes with; one is fastest for small models. PyTorch decides where null.",
         )
         parser.add_argument("--trust", action=TrustOption)
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        # The best first: the checkpoint that runs are resumed from then knows of it.
+        parser.add_lightning_class_args(RunCheckpoint, "best_checkpoint")
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(EpisodeStatistics, "episodes")
         parser.add_lightning_class_args(ImageLogger, "images")
-        parser.set_defaults(TRAINER_DEFAULTS | CHECKPOINT_DEFAULTS | {"seed_everything": 0})
+        parser.set_defaults(TRAINER_DEFAULTS | {"seed_everything": 0})
+        parser.set_defaults({f"checkpoint.{key}": value for key, value in CHECKPOINT_DEFAULTS.items()})
+        parser.set_defaults({f"best_checkpoint.{key}": value for key, value in BEST_DEFAULTS.items()})
         for target, source in LINKED.items():
             parser.link_arguments(source, target)
 
@@ -141,41 +165,38 @@ class DeltaIrisCLI(LightningCLI):
                 raise UserError(f"num_threads is {config.num_threads}: it must be 1 or more")
             torch.set_num_threads(config.num_threads)
         trainer = config.trainer
-        checkpoint = config.get("ckpt_path")
-        if checkpoint is not None and is_exported(Path(checkpoint)):
-            if self.subcommand == "fit":
-                raise UserError(
-                    f"{checkpoint} is an exported agent, without the replay and optimizers that training needs: it can "
-                    "be tested; to resume, give a checkpoint of a run, <run>/checkpoints/last.ckpt"
-                )
-            self._exported = load_exported(Path(checkpoint)), Path(checkpoint)
-            checkpoint = config.ckpt_path = None
-        elif checkpoint is not None:
-            self._checkpoint = load_checkpoint(Path(checkpoint))
+        expand_paths(config)
+        self._given = deepcopy(config)
+        check_trainer_flags(trainer.as_dict())
         if trainer.accelerator == "auto" and not torch.cuda.is_available():
             # Apple's MPS is neither tested nor faster here; it is used only if it is asked for.
             trainer.accelerator = "cpu"
         if trainer.strategy == "auto" and trainer.devices not in ("auto", 1, "1"):
             trainer.strategy = "delta_ddp"
-        if str(trainer.strategy).startswith("ddp"):
-            raise UserError(
-                f"trainer.strategy {trainer.strategy} would reduce the gradients of all modules at every step: "
-                "use auto or delta_ddp"
-            )
-        if str(trainer.precision) in ("16-mixed", "16", "16-true"):
-            raise UserError(f"trainer.precision {trainer.precision} is not supported: use bf16-mixed or 32-true")
-        for key, default in UNUSED.items():
-            if trainer.get(key) not in (None, default):
+        checkpoint = find_checkpoint(config)
+        if checkpoint is None and self.subcommand == "fit":
+            checkpoint = requeued_checkpoint(config)
+        config.ckpt_path = None if checkpoint is None else str(checkpoint)
+        if checkpoint is not None and is_exported(checkpoint):
+            if self.subcommand == "fit":
                 raise UserError(
-                    f"trainer.{key} {trainer[key]} has no effect here: the steps and batches of an epoch are set by "
-                    "model.init_args.schedule, the length of the run by trainer.max_epochs"
+                    f"{checkpoint} is an exported agent, without the replay and optimizers that training needs: it can "
+                    "be tested; to resume, give a checkpoint of a run, <run>/checkpoints/last.ckpt"
                 )
-        if trainer.log_every_n_steps is not None and trainer.log_every_n_steps < 1:
-            raise UserError(f"trainer.log_every_n_steps is {trainer.log_every_n_steps}: it must be 1 or more")
+            self._exported = load_exported(checkpoint), checkpoint
+            config.ckpt_path = None
+        elif checkpoint is not None:
+            self._checkpoint = load_checkpoint(checkpoint)
         if self.subcommand != "fit":
             trainer.logger = False
-        elif isinstance(trainer.logger, Namespace) and "save_dir" in trainer.logger.init_args:
-            _place_run(trainer.logger.init_args, config.name, Path(checkpoint) if checkpoint else None)
+        elif trainer.get("fast_dev_run"):
+            trainer.default_root_dir = str(process_scratch() / "fast_dev_run")
+        elif is_first_process():
+            if checkpoint is None:
+                self._run = place_new_run(config)
+            else:
+                assert self._checkpoint is not None
+                self._run = place_resumed_run(config, checkpoint, self._checkpoint)
 
     @property
     def _own(self) -> Namespace:
@@ -215,6 +236,8 @@ class DeltaIrisCLI(LightningCLI):
                 "of all modules at every step: set it, or trainer.devices 1"
             )
         install_loops(trainer)
+        for callback in trainer.checkpoint_callbacks:
+            callback.dirpath = callback.dirpath or str(RunFolder.of(trainer).checkpoints)  # type: ignore[attr-defined]
         return trainer
 
     # --- before a command runs ---
@@ -234,12 +257,18 @@ class DeltaIrisCLI(LightningCLI):
         if self._checkpoint is not None:
             path = Path(self._own.ckpt_path)
             check_weights(self._checkpoint, model.state_dict(), model.configuration, path)
-            self._checkpoint = None
-            if self.subcommand == "fit" and not (run_folder(path) / "replay").is_dir():
-                raise UserError(
-                    f"{run_folder(path)} holds no replay, and resuming needs the run folder that the checkpoint lies "
-                    "in (<run>/checkpoints/….ckpt): bring it back, or start a new run without --ckpt_path"
-                )
+            if self.subcommand == "fit":
+                _check_same_environment(self._checkpoint["configuration"], model.configuration, path)
+        if self._run is not None:
+            if self._checkpoint is not None:
+                logs = self._checkpoint["loops"]["fit_loop"]["state_dict"].get("logs", {})
+                cut_back_logs(self._run.path, logs)
+                keep_csv_rows(self.trainer)
+            saved = self._run.path / "config.yaml"
+            if not saved.exists():
+                self._given.ckpt_path = None
+                self._parser(self.subcommand).save(self._given, saved, skip_none=False)
+        self._checkpoint, self._accepted = None, True
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
@@ -266,21 +295,14 @@ def _raise_parser_error(message: str, ex: Exception | None = None) -> NoReturn:
     raise UserError(shorten_parser_message(message)) from ex
 
 
-def _place_run(logger: Namespace, name: str, checkpoint: Path | None) -> None:
-    """Let a resumed run log to its own folder, and a new one to a free one."""
-    if checkpoint is not None:
-        run = run_folder(checkpoint)
-        logger.save_dir, logger.name, logger.version = str(run.parent), "", run.name
-        return
-    logger.name = name
-    if logger.get("version") is not None:
-        version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-        run = Path(logger.save_dir) / name / version
-        # Other processes of the same run come later and find what the first one has made.
-        if (run / "replay").exists() and int(os.environ.get("LOCAL_RANK", 0)) == 0:
+def _check_same_environment(theirs: dict[str, Any], ours: dict[str, Any], path: Path) -> None:
+    """Refuse to mix two games in one replay."""
+    for key in ("environment", "environment_options"):
+        there, here = (each.get("data", {}).get(key) for each in (theirs, ours))
+        if (there or None) != (here or None):
             raise UserError(
-                f"the run folder {run} already holds a run: resume it with --ckpt_path {run}/checkpoints/last.ckpt, or "
-                "choose another trainer.logger.init_args.version (null takes the next free one)"
+                f"{path} was trained with data.{key} {there}, now it is {here}: a replay holds one game; use the "
+                "config.yaml of its run folder, or start a new run without --ckpt_path"
             )
 
 
@@ -296,25 +318,65 @@ def _to_plain(value: Any) -> Any:
 def main(args: ArgsType = None) -> None:
     """Run the command line.
 
-    A `UserError` becomes one message and exit status 2; an interruption gives status 130, SIGTERM 143.
+    A `UserError` becomes one message and exit status 2; Ctrl-C gives status 130, SIGTERM 143.
 
     Args:
         args: of the command line; those of the process where None.
     """
     quiet_libraries()
+    process_scratch()
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
-    try:
-        if args is None:
-            # LightningCLI warns if it is given arguments while the process has some.
-            sys.argv[1:] = prepare_arguments(sys.argv[1:])
-        cli = DeltaIrisCLI(prepare_arguments(list(args)) if isinstance(args, list) else args)
-    except UserError as error:
-        print(f"delta-iris: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except SIGTERMException:
-        # Lightning would exit with status 0, which a caller would take for a finished run.
-        raise SystemExit(143) from None
+    with _exit_on_sigterm():
+        try:
+            if args is None:
+                # LightningCLI warns if it is given arguments while the process has some.
+                sys.argv[1:] = prepare_arguments(sys.argv[1:])
+            cli = DeltaIrisCLI(prepare_arguments(list(args)) if isinstance(args, list) else args)
+            sys.stdout.flush()
+        except UserError as error:
+            _fail(str(error))
+        except BrokenPipeError:
+            # What reads our output, such as `head`, has seen enough. Python would complain once more at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(141) from None
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None
+        except SystemExit as error:
+            if isinstance(error.__context__, KeyboardInterrupt):  # Lightning makes it a failure
+                raise SystemExit(130) from None
+            raise
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            where = f" ({error.filename})" if error.filename else ""
+            _fail(
+                f"the disk is full{where}; the checkpoints in the run folder are whole: free some space and resume "
+                "with --ckpt_path last"
+            )
     loop = cli.trainer.fit_loop
-    if isinstance(loop, CollectTrainLoop) and loop.interrupted_checkpoint is not None:
-        raise SystemExit(130)
+    if isinstance(loop, CollectTrainLoop) and loop.exit_status:
+        # Lightning's first process would take the status of another one for a failure, and kill everything.
+        raise SystemExit(loop.exit_status if is_first_process() else 0)
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"delta-iris: {message}", file=sys.stderr)
+    raise SystemExit(2) from None
+
+
+@contextlib.contextmanager
+def _exit_on_sigterm() -> Iterator[None]:
+    """End with status 143 where nothing handles the signal otherwise, and clean up on the way."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: object) -> NoReturn:
+        raise SystemExit(143)
+
+    previous = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -24,7 +24,7 @@ LINKED = {
 }
 """Keys that are taken from other keys, and those keys."""
 
-GROUPS = ("trainer", "data", "model", "checkpoint", "episodes", "images")
+GROUPS = ("trainer", "data", "model", "checkpoint", "best_checkpoint", "episodes", "images")
 """Top-level keys that hold keys themselves."""
 
 MAX_INCLUDES = 100

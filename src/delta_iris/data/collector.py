@@ -76,8 +76,8 @@ class Collector:
         seed: of the environments (seed, seed + 1, …) and of random actions.
 
     Attributes:
-        abandoned: whether `collect` returned because `envs.should_stop` did. What it collected is incomplete then: go
-            back to the state before it, with new environments.
+        abandoned: whether `collect` returned because `should_stop` did. What it collected is incomplete then: go back
+            to the state before it, with new environments.
     """
 
     def __init__(self, envs: EnvPool, replay: Replay, burn_in: int, seed: int) -> None:
@@ -107,6 +107,7 @@ class Collector:
         episodes_per_env: int | None = None,
         max_episode_steps: int | None = None,
         progress: Callable[[int, list[EpisodeStats]], bool] = lambda frames, episodes: False,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> list[EpisodeStats]:
         """Continue from where the environments are.
 
@@ -123,6 +124,7 @@ class Collector:
                 end; None for no limit.
             progress: called after each step with the number of frames kept and the episodes finished in it; collection
                 stops early when it returns true.
+            should_stop: asked while an environment keeps the others waiting; `abandoned` is set when it returns true.
 
         Returns:
             the episodes that ended; if `abandoned` is set, those of an incomplete collection.
@@ -131,21 +133,20 @@ class Collector:
             UserError: if too many environments fail in a row, or one returns something that cannot be used.
         """
         finished: list[EpisodeStats] = []
+        self.envs.should_stop = should_stop
         try:
             self._collect(finished, policy, steps, epsilon, episodes_per_env, max_episode_steps, progress)
         except Abandoned:
             self.abandoned = True
             return finished
+        finally:
+            self.envs.should_stop = lambda: False
         self.replay.flush()
         # An achievement that was told later than at the first episode was not unlocked before.
         return [self._complete(episode) for episode in finished]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that collection continues from, as plain values and tensors; call it between collections.
-
-        Raises:
-            delta_iris.errors.Abandoned: if `envs.should_stop` returned true while waiting.
-        """
+        """Return all that collection continues from, as plain values and tensors; call it between collections."""
         state: dict[str, Any] = {"seed": self.seed, "random": self.random.bit_generator.state, "begun": False}
         if self._frames is None:
             return state
@@ -172,7 +173,6 @@ class Collector:
             state: of a collector with as many environments.
 
         Raises:
-            delta_iris.errors.Abandoned: if `envs.should_stop` returned true while waiting.
             UserError: if too many environments fail, or one returns something that cannot be used.
         """
         self.seed, self.abandoned = state["seed"], False

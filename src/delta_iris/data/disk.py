@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import BinaryIO
 
 from delta_iris.errors import UserError
 
-__all__ = ["copy_bytes", "disk_errors", "replace_file", "sync_folder", "write_all"]
+__all__ = ["copy_bytes", "disk_errors", "is_disk_full", "replace_by", "replace_file", "sync_folder", "write_all"]
 
 _REASONS = {
     errno.ENOSPC: ("the disk is full", "free some space"),
@@ -45,6 +46,21 @@ def disk_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+def is_disk_full(error: BaseException, folder: Path | None = None) -> bool:
+    """Whether an error comes from a full disk, an exceeded quota or an exceeded file size.
+
+    Args:
+        error: what was raised.
+        folder: that was written to. PyTorch's writer may hide the reason; then a disk with no space left counts.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError):
+            return cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        cause = cause.__cause__ or cause.__context__
+    return folder is not None and shutil.disk_usage(folder).free < 1 << 20
+
+
 def write_all(file: BinaryIO, data: bytes) -> None:
     """Write all bytes to an unbuffered file, which may write fewer than requested at once.
 
@@ -68,6 +84,16 @@ def replace_file(path: Path, data: bytes) -> None:
     with new.open("wb", buffering=0) as file:
         write_all(file, data)
         os.fsync(file.fileno())
+    replace_by(path, new)
+
+
+def replace_by(path: Path, new: Path) -> None:
+    """Rename a file to `path`, in place of what is there; afterwards the name is on the disk too.
+
+    Args:
+        path: the name to have.
+        new: the file, whose content is on the disk.
+    """
     os.replace(new, path)
     sync_folder(path.parent)
 

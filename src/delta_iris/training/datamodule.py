@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,12 @@ from delta_iris.distributed import gather_objects
 from delta_iris.envs.pool import EnvPool
 from delta_iris.envs.vector import check_env, make_vector_env
 from delta_iris.errors import UserError
+from delta_iris.scratch import process_scratch
 from delta_iris.training.held_out import HeldOutBatches
 from delta_iris.training.learner import Learner
 from delta_iris.training.phase import Phase
 from delta_iris.training.random_state import get_random_states, set_random_states
+from delta_iris.training.run_folder import RunFolder
 
 __all__ = ["ReplayDataModule"]
 
@@ -47,7 +49,7 @@ class ReplayDataModule(L.LightningDataModule):
         num_test_envs: environments that run test episodes, in all processes together.
         num_workers: processes that read segments ahead, for each training process.
         recorded_episodes: a folder of episodes that a new run begins with; see `read_recorded_episode` for the format.
-        val_episodes: test episodes of each validation.
+        val_episodes: test episodes of each validation, by whose mean return the best checkpoint is chosen.
         test_episodes: episodes of `test`.
         val_batches: batches of held-out segments that the world model is measured on.
         val_batch_size: segments of each of these batches.
@@ -70,7 +72,7 @@ class ReplayDataModule(L.LightningDataModule):
         num_test_envs: int = 16,
         num_workers: int = 4,
         recorded_episodes: Path | None = None,
-        val_episodes: int = 16,
+        val_episodes: int = 32,
         test_episodes: int = 256,
         val_batches: int = 6,
         val_batch_size: int = 32,
@@ -109,7 +111,7 @@ class ReplayDataModule(L.LightningDataModule):
         self._phase_start: tuple[str, dict[str, Any]] | None = None
         self._phase_batches: list[list[SegmentIndex]] = []
         self._restored_random: dict[str, Any] | None = None
-        self._held_out: tempfile.TemporaryDirectory[str] | None = None
+        self._held_out: Path | None = None
         self._run_seed: int | None = None
         self._envs: list[EnvPool] = []
         self._test_envs: EnvPool | None = None
@@ -169,7 +171,7 @@ class ReplayDataModule(L.LightningDataModule):
         if stage != "fit":
             return
         assert self.trainer is not None
-        folder = Path(self.trainer.log_dir or self.trainer.default_root_dir) / "replay" / f"rank_{self._rank}"
+        folder = RunFolder.of(self.trainer).replay / f"rank_{self._rank}"
         if self.recorded_episodes is not None and not folder.exists():  # a resumed run has them already
             self.recorded_paths = find_recorded_episodes(Path(self.recorded_episodes), self.world_size)
         self.replay = Replay(folder, self.frame_shape, skip_damaged=self.skip_damaged_episodes)
@@ -218,7 +220,7 @@ class ReplayDataModule(L.LightningDataModule):
             self.replay.close()
             self.samplers.clear()
         if self._held_out is not None:
-            self._held_out.cleanup()
+            shutil.rmtree(self._held_out, ignore_errors=True)
             self._held_out = None
 
     # --- collecting ---
@@ -229,16 +231,18 @@ class ReplayDataModule(L.LightningDataModule):
         frames: int,
         epsilon: float,
         progress: Callable[[int, list[EpisodeStats]], bool],
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> list[EpisodeStats]:
         """Collect at least `frames` frames over all processes, the same number from each environment.
+
+        What is collected becomes part of the run by `commit`. Until then checkpoints hold the state before it.
 
         Args:
             policy: chooses the actions; uniformly random ones where None.
             frames: over all processes.
             epsilon: probability of a random action instead of the policy's.
             progress: see `Collector.collect`.
-
-        What is collected becomes part of the run by `commit`. Until then checkpoints hold the state before it.
+            should_stop: see `Collector.collect`.
 
         Returns:
             the finished episodes of this process.
@@ -248,7 +252,7 @@ class ReplayDataModule(L.LightningDataModule):
         """
         self._before_collection = self._present_state()
         steps = -(-frames // self.num_envs)
-        return self.collector.collect(policy, steps, epsilon=epsilon, progress=progress)
+        return self.collector.collect(policy, steps, epsilon=epsilon, progress=progress, should_stop=should_stop)
 
     def commit(self) -> None:
         """Make what was collected part of the run: checkpoints saved from now on include it."""
@@ -269,7 +273,7 @@ class ReplayDataModule(L.LightningDataModule):
         if self.replay.num_episodes:
             raise UserError(
                 f"{self.replay.folder} already holds the replay of a run: resume it with --ckpt_path, or choose "
-                "another run folder (trainer.logger.init_args.version)"
+                "another run folder (--version)"
             )
         if self.recorded_paths:
             add_recorded_episodes(self.replay, self.recorded_paths[self._rank :: self.world_size], self.num_actions)
@@ -278,7 +282,11 @@ class ReplayDataModule(L.LightningDataModule):
             torch.manual_seed(self.seed)
 
     def run_test_episodes(
-        self, policy: Policy, episodes: int, progress: Callable[[int, list[EpisodeStats]], bool]
+        self,
+        policy: Policy,
+        episodes: int,
+        progress: Callable[[int, list[EpisodeStats]], bool],
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> list[EpisodeStats]:
         """Run test episodes, and keep them as held-out data until the next call.
 
@@ -286,6 +294,7 @@ class ReplayDataModule(L.LightningDataModule):
             policy: chooses the actions.
             episodes: number of episodes over all processes.
             progress: see `Collector.collect`.
+            should_stop: see `Collector.collect`.
 
         Returns:
             the episodes of this process.
@@ -293,10 +302,12 @@ class ReplayDataModule(L.LightningDataModule):
         if self._test_envs is None:
             number = self.split_across_ranks("data.num_test_envs", self.num_test_envs)
             self._test_envs = self._make_envs(number)
-        if self._held_out is not None:
-            self._held_out.cleanup()
-        self._held_out = tempfile.TemporaryDirectory(prefix="delta_iris_held_out_")
-        replay = Replay(self._held_out_folder, self.frame_shape, level=1)
+        trainer = self.trainer
+        fitting = trainer is not None and trainer.state.fn == "fit"
+        scratch = RunFolder.of(trainer).scratch if trainer is not None and fitting else process_scratch()
+        self._held_out = scratch / f"held_out_{self._rank}"
+        shutil.rmtree(self._held_out, ignore_errors=True)
+        replay = Replay(self._held_out, self.frame_shape, level=1)
         # The same episodes' seeds at every call: two evaluations differ in the agent only.
         collector = Collector(self._test_envs, replay, policy.burn_in, self.seed + HELD_OUT_SEED)
         finished = collector.collect(
@@ -304,6 +315,7 @@ class ReplayDataModule(L.LightningDataModule):
             episodes_per_env=episodes // self.num_test_envs,
             max_episode_steps=self.max_test_episode_steps,
             progress=progress,
+            should_stop=should_stop,
         )
         replay.close()
         return finished
@@ -311,7 +323,7 @@ class ReplayDataModule(L.LightningDataModule):
     @property
     def _held_out_folder(self) -> Path:
         assert self._held_out is not None, "test episodes are run before they are read"
-        return Path(self._held_out.name) / "replay"
+        return self._held_out
 
     def held_out(self) -> ReplayReader:
         """The test episodes that this process ran last."""

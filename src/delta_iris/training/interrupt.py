@@ -1,37 +1,59 @@
-"""Ctrl-C as a request to stop."""
+"""Signals as requests to stop: Ctrl-C, SIGTERM and SLURM's requeue signal."""
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 import threading
-from collections.abc import Callable
 from types import FrameType
-from typing import Any
 
-__all__ = ["StopOnInterrupt"]
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from delta_iris.training.lightning_private import SignalConnectorBase
+
+__all__ = ["StopSignals", "requeue"]
 
 
-class StopOnInterrupt:
-    """A context in which Ctrl-C calls `request_stop` instead of raising KeyboardInterrupt.
+class StopSignals(SignalConnectorBase):
+    """Takes the place of Lightning's signal handlers while a run is fitted.
 
-    Args:
-        request_stop: returns false to raise KeyboardInterrupt after all, as for a second Ctrl-C.
+    Lightning's raise between batches, save nothing within an epoch, and send messages to other processes in the middle
+    of a handler. Here a signal only calls `request_stop` of the loop, which saves a checkpoint at its next step.
     """
 
-    def __init__(self, request_stop: Callable[[], bool]) -> None:
-        self._request_stop = request_stop
-        self._previous: Any = None
-        # Signal handlers can be set in the main thread only; elsewhere Ctrl-C keeps its usual meaning.
-        self._possible = threading.current_thread() is threading.main_thread()
+    def register_signal_handlers(self) -> None:
+        """Handle the signals from now on, until `teardown`."""
+        # Handlers can be set in the main thread only; elsewhere signals keep their meaning.
+        if self.trainer.state.fn != TrainerFn.FITTING or threading.current_thread() is not threading.main_thread():
+            return
+        for number in {signal.SIGINT, signal.SIGTERM, *self._requeue_signals()}:
+            self._original_handlers[number] = signal.signal(number, self._handle)
 
-    def __enter__(self) -> None:
-        if self._possible:
-            self._previous = signal.signal(signal.SIGINT, self._handle)
+    def _requeue_signals(self) -> set[signal.Signals]:
+        environment = self.trainer._accelerator_connector.cluster_environment
+        if isinstance(environment, SLURMEnvironment):
+            return {environment.requeue_signal} if environment.auto_requeue and environment.requeue_signal else set()
+        return {signal.SIGUSR1} if "SLURM_JOB_ID" in os.environ else set()
 
-    def __exit__(self, *_: object) -> None:
-        if self._possible:
-            signal.signal(signal.SIGINT, self._previous)
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if not self.trainer.fit_loop.request_stop(signal.Signals(number)) and number == signal.SIGINT:  # type: ignore[attr-defined]
+            raise KeyboardInterrupt  # a second Ctrl-C
 
-    def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if not self._request_stop():
-            raise KeyboardInterrupt
+
+def requeue() -> None:
+    """Ask SLURM to start this job again, which then resumes its run."""
+    job = os.environ["SLURM_JOB_ID"]
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    try:
+        status = subprocess.run(["scontrol", "requeue", job], check=False).returncode
+    except OSError as error:
+        rank_zero_warn(f"job {job} is not requeued: scontrol cannot be run ({error})")
+        return
+    if status:
+        rank_zero_warn(f"job {job} is not requeued: scontrol ended with status {status}")
+    else:
+        rank_zero_info(f"job {job} is requeued and will resume by itself")

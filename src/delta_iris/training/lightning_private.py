@@ -9,10 +9,12 @@ from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop as Tr
 from lightning.pytorch.loops.utilities import _select_data_fetcher as select_data_fetcher
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher as SubprocessLauncher
 from lightning.pytorch.trainer import call
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector as SignalConnectorBase
 
 __all__ = [
     "EvaluationLoopBase",
     "FitLoopBase",
+    "SignalConnectorBase",
     "SubprocessLauncher",
     "TrainingEpochLoopBase",
     "call",

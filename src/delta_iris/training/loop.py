@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
@@ -15,8 +17,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from delta_iris.data.collector import EpisodeStats
 from delta_iris.distributed import gather_objects
 from delta_iris.training.callbacks.phases import CollectionResult, PhaseCallback, PhaseResult
+from delta_iris.training.checkpoint_io import RunCheckpointIO
 from delta_iris.training.datamodule import ReplayDataModule
-from delta_iris.training.interrupt import StopOnInterrupt
+from delta_iris.training.interrupt import StopSignals, requeue
 from delta_iris.training.learner import Learner
 from delta_iris.training.lightning_private import (
     EvaluationLoopBase,
@@ -25,19 +28,29 @@ from delta_iris.training.lightning_private import (
     call,
     select_data_fetcher,
 )
+from delta_iris.training.logs import log_positions
 from delta_iris.training.phase import COLLECT, TEST_EPISODES
+from delta_iris.training.run_folder import RunFolder
+from delta_iris.training.schedule import PhaseSchedule
 
 __all__ = ["CollectTrainLoop", "EvaluationLoop", "install_loops"]
 
 
 def install_loops(trainer: L.Trainer) -> None:
-    """Replace the loops of a Trainer by those of this project."""
+    """Replace the loops of a Trainer by those of this project, and how it handles signals, time and checkpoints."""
     loop = trainer.fit_loop
     trainer.fit_loop = CollectTrainLoop(trainer, loop.min_epochs, loop.max_epochs)
     trainer.validate_loop = EvaluationLoop(trainer, TrainerFn.VALIDATING, RunningStage.VALIDATING)
     trainer.test_loop = EvaluationLoop(trainer, TrainerFn.TESTING, RunningStage.TESTING)
     # A sanity check has nothing to check before anything was collected.
     trainer.num_sanity_val_steps = 0
+    trainer._signal_connector = StopSignals(trainer)
+    trainer.strategy.checkpoint_io = RunCheckpointIO()
+    # Lightning's timer ends a run between epochs, and its saved clock would end each resumed one at once.
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    for timer in [callback for callback in callbacks if isinstance(callback, Timer)]:
+        callbacks.remove(timer)
+        trainer.fit_loop.max_seconds = timer._duration
 
 
 def _learner(trainer: L.Trainer) -> Learner:
@@ -66,8 +79,8 @@ class EvaluationLoop(EvaluationLoopBase):
         if trainer.sanity_checking:
             return []
         with isolate_rng():
-            self._run_episodes()
-            if self._stopped:
+            self.completed = self._run_episodes()
+            if not self.completed:
                 return []
             if _learner(trainer).world_model is None:
                 # Nothing to measure, but callbacks act on the returns.
@@ -75,12 +88,10 @@ class EvaluationLoop(EvaluationLoopBase):
                 return []
             return super().run()
 
-    @property
-    def _stopped(self) -> bool:
-        loop = self.trainer.fit_loop
-        return isinstance(loop, CollectTrainLoop) and loop.stop_agreed()
+    completed = False
+    """Whether the last run was not stopped."""
 
-    def _run_episodes(self) -> None:
+    def _run_episodes(self) -> bool:
         trainer = self.trainer
         learner, data = _learner(trainer), _data(trainer)
         episodes = data.test_episodes if trainer.testing else data.val_episodes
@@ -97,13 +108,14 @@ class EvaluationLoop(EvaluationLoopBase):
                 callback.on_phase_progress(trainer, learner, TEST_EPISODES, count, new_frames)
             return loop.stop_requested
 
-        own = data.run_test_episodes(learner.policy(), episodes, progress)
-        if self._stopped:
-            return
+        own = data.run_test_episodes(learner.policy(), episodes, progress, lambda: loop.stop_requested)
+        if loop.stop_agreed():
+            return False
         finished = [episode for rank in gather_objects(own) for episode in rank]
         result = CollectionResult(finished, sum(gather_objects(frames)), time.monotonic() - started)
         for callback in _phase_callbacks(trainer):
             callback.on_phase_end(trainer, learner, TEST_EPISODES, result)
+        return True
 
 
 class _PhaseLoop(TrainingEpochLoopBase):
@@ -145,13 +157,20 @@ class _PhaseLoop(TrainingEpochLoopBase):
 class CollectTrainLoop(FitLoopBase):
     """An epoch: collect, train each phase of the system, validate when due.
 
-    Ctrl-C (once) stops it after the present step, with a checkpoint `interrupted.ckpt` in the run folder, from which it
-    resumes at that very step. A second Ctrl-C stops it at once.
+    Ctrl-C, SIGTERM, SLURM's requeue signal or the Trainer's `max_time` stop it after the present step, with a
+    checkpoint `interrupted.ckpt` in the run folder, from which it goes on as if it had not been stopped. A second
+    Ctrl-C stops it at once.
 
     Args:
         trainer: the Trainer that the loop belongs to.
         min_epochs: as of the Trainer.
         max_epochs: as of the Trainer.
+
+    Attributes:
+        stop_signal: the signal that this process was stopped by, if it was.
+        interrupted_checkpoint: what a stopped run saved.
+        max_seconds: after which the run stops; never where None.
+        frames_collected: over all processes, from the run's beginning.
     """
 
     def __init__(self, trainer: L.Trainer, min_epochs: int | None, max_epochs: int | None) -> None:
@@ -160,12 +179,16 @@ class CollectTrainLoop(FitLoopBase):
         self.epoch_loop.val_loop = EvaluationLoop(
             trainer, TrainerFn.FITTING, RunningStage.VALIDATING, verbose=False, inference_mode=False
         )
-        self.stop_requested = False
+        self.stop_signal: signal.Signals | None = None
         self.interrupted_checkpoint: Path | None = None
+        self.max_seconds: float | None = None
         self.frames_collected = 0
+        self._stop_requested, self._started = False, time.monotonic()
         # The position in the epoch, saved with checkpoints.
         self._collected, self._phase_index, self._in_phase = False, 0, False
         self._epoch_done = False
+        # Where logs were before an activity that a stopped run does again.
+        self._logs_before: dict[str, int] | None = None
 
     # --- the run ---
 
@@ -180,23 +203,23 @@ class CollectTrainLoop(FitLoopBase):
             return
         self.reset()
         self.on_run_start()
-        with StopOnInterrupt(self._request_stop):
-            while not self.done:
-                try:
-                    self.on_advance_start()
-                    self.advance()
-                    if not self._epoch_done:
-                        self._save_interrupted()
-                        break
-                    self.on_advance_end()
-                finally:
-                    self.on_iteration_done()
+        while not self.done:
+            try:
+                self.on_advance_start()
+                self.advance()
+                if not self._epoch_done:
+                    self._save_interrupted()
+                    break
+                self.on_advance_end()
+            finally:
+                self.on_iteration_done()
         self._restarting = False
         self.on_run_end()
 
     def on_run_start(self) -> None:
         """Continue the checkpoint's random numbers, after everything that starting up has drawn."""
         super().on_run_start()
+        self._started = time.monotonic()
         _data(self.trainer).on_run_start()
 
     def on_advance_start(self) -> None:
@@ -211,7 +234,7 @@ class CollectTrainLoop(FitLoopBase):
     def advance(self) -> None:
         """Run one epoch from its present position to its end, or to where a stop was requested."""
         self._epoch_done = False
-        if not self._collected:
+        if not self._collected and not self.stop_agreed():
             self._collect()
         phases = _learner(self.trainer).phases
         while self._phase_index < len(phases):
@@ -221,10 +244,8 @@ class CollectTrainLoop(FitLoopBase):
             if self._in_phase:
                 return
             self._phase_index += 1
-        if self.epoch_loop._should_check_val_epoch():
-            self._validate()
-            if self.stop_agreed():
-                return
+        if self.epoch_loop._should_check_val_epoch() and not self._validate():
+            return
         self._collected, self._phase_index, self._epoch_done = False, 0, True
 
     def _collect(self) -> None:
@@ -232,7 +253,10 @@ class CollectTrainLoop(FitLoopBase):
         learner, data = _learner(trainer), _data(trainer)
         schedule = learner.schedule.collection
         frames_wanted = schedule.frames_in(epoch)
+        if frames_wanted > 0 and trainer.fast_dev_run:  # type: ignore[attr-defined]
+            frames_wanted = data.num_envs * max(phase.sampling.length for phase in learner.phases)
         if frames_wanted > 0:
+            self._logs_before = self._log_positions()
             for callback in _phase_callbacks(trainer):
                 callback.on_phase_start(trainer, learner, COLLECT, frames_wanted, 0)
             started, frames = time.monotonic(), 0
@@ -242,18 +266,20 @@ class CollectTrainLoop(FitLoopBase):
                 frames += new_frames
                 for callback in _phase_callbacks(trainer):
                     callback.on_phase_progress(trainer, learner, COLLECT, new_frames * data.world_size, new_frames)
-                # Ranks collect equally many steps, but not in lockstep: each reacts to its own Ctrl-C here.
+                # Ranks collect equally many steps, but not in lockstep: each reacts to its own signals here.
                 return self.stop_requested
 
             policy = None if epoch == 0 else learner.policy()
-            own = data.collect(policy, frames_wanted, schedule.epsilon, progress)
+            own = data.collect(policy, frames_wanted, schedule.epsilon, progress, lambda: self.stop_requested)
             if self.stop_agreed():
                 return
             episodes = [episode for rank in gather_objects(own) for episode in rank]
             total = sum(gather_objects(frames))
             self.frames_collected += total
             data.commit()
-            result = CollectionResult(episodes, total, time.monotonic() - started)
+            self._logs_before = None
+            replaced = sum(gather_objects(data.collector.replaced))
+            result = CollectionResult(episodes, total, time.monotonic() - started, replaced)
             for callback in _phase_callbacks(trainer):
                 callback.on_phase_end(trainer, learner, COLLECT, result)
         self._collected = True
@@ -262,7 +288,7 @@ class CollectTrainLoop(FitLoopBase):
         trainer = self.trainer
         learner, data = _learner(trainer), _data(trainer)
         phase = learner.phases[index]
-        steps = phase.schedule.steps_in(trainer.current_epoch)
+        steps = self._steps(phase.schedule)
         resume = self._in_phase
         done = self.epoch_loop.batch_progress.current.completed if resume else 0
         self.epoch_loop.restarting = resume
@@ -295,20 +321,47 @@ class CollectTrainLoop(FitLoopBase):
             for callback in _phase_callbacks(trainer):
                 callback.on_phase_end(trainer, learner, phase.activity, result)
 
-    def _validate(self) -> None:
+    def _steps(self, schedule: PhaseSchedule) -> int:
+        steps, limit = schedule.steps_in(self.trainer.current_epoch), int(self.trainer.fast_dev_run)  # type: ignore[attr-defined]
+        return min(steps, limit) if limit else steps
+
+    def _validate(self) -> bool:
+        """Run test episodes and evaluate; returns whether it was not stopped."""
+        loop = self.epoch_loop.val_loop
+        assert isinstance(loop, EvaluationLoop)
+        self._logs_before = self._log_positions()
         self.trainer.validating = True
-        self.epoch_loop.val_loop.run()
+        loop.run()
         self.trainer.training = True
+        if loop.completed:
+            self._logs_before = None
+        return loop.completed
 
     # --- stopping and resuming ---
 
-    def _request_stop(self) -> bool:
-        """Handle Ctrl-C; returns whether it was the first one."""
-        if self.stop_requested:
+    def request_stop(self, by: signal.Signals | None) -> bool:
+        """Stop after the present step.
+
+        Args:
+            by: the signal that asks for it; None where the time is over.
+
+        Returns:
+            whether it was the first request.
+        """
+        if self._stop_requested:
             return False
-        self.stop_requested = True
-        rank_zero_info("\nStopping after this step, with a checkpoint (Ctrl-C again to stop at once) …")
+        self._stop_requested, self.stop_signal = True, by
+        again = " (Ctrl-C again to stop at once)" if by == signal.SIGINT else ""
+        reason = f"{by.name}: stopping" if by else "max_time is over: stopping"
+        rank_zero_info(f"\n{reason} after this step, with a checkpoint{again} …")
         return True
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether this process was asked to stop."""
+        if self.max_seconds is not None and time.monotonic() > self._started + self.max_seconds:
+            self.request_stop(None)
+        return self._stop_requested
 
     def stop_agreed(self) -> bool:
         """Whether any process was asked to stop; all processes see the same answer at the same step."""
@@ -317,15 +370,30 @@ class CollectTrainLoop(FitLoopBase):
         return self.trainer.strategy.reduce_boolean_decision(self.stop_requested, all=False)
 
     def _save_interrupted(self) -> None:
-        folder = Path(self.trainer.log_dir or self.trainer.default_root_dir) / "checkpoints"
-        self.interrupted_checkpoint = folder / "interrupted.ckpt"
+        self.interrupted_checkpoint = RunFolder.of(self.trainer).interrupted
         self.trainer.save_checkpoint(self.interrupted_checkpoint, weights_only=False)
         rank_zero_info(f"\nStopped in epoch {self.trainer.current_epoch + 1}. Resume with:")
         rank_zero_info(f"  --ckpt_path {self.interrupted_checkpoint}")
+        if self.stop_signal not in (None, signal.SIGINT, signal.SIGTERM) and self.trainer.is_global_zero:
+            requeue()
+
+    @property
+    def exit_status(self) -> int:
+        """What a command ends with: 130 after Ctrl-C, 143 after another signal, otherwise 0."""
+        if self.stop_signal is None:
+            return 0
+        return 130 if self.stop_signal == signal.SIGINT else 143
+
+    def _log_positions(self) -> dict[str, int]:
+        if not self.trainer.is_global_zero:
+            return {}
+        return log_positions(self.trainer, RunFolder.of(self.trainer).path)
 
     def on_save_checkpoint(self) -> dict[str, Any]:
-        """The position in the epoch, besides Lightning's own progress."""
+        """The run's folder, how far its logs are, and the position in the epoch, besides Lightning's own progress."""
         return super().on_save_checkpoint() | {
+            "run_folder": str(RunFolder.of(self.trainer).path.resolve()),
+            "logs": self._log_positions() if self._logs_before is None else self._logs_before,
             "collected": self._collected,
             "phase": self._phase_index,
             "in_phase": self._in_phase,

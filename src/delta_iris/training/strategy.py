@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from datetime import timedelta
+from typing import Any
 
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
@@ -63,6 +64,10 @@ class DeltaDDPStrategy(DDPStrategy):
         if self.local_rank != 0 or not isinstance(self.cluster_environment, LightningEnvironment):
             end_with_parent()
         super().setup_environment()
+        if self.lightning_module is not None:
+            # Only the first process knows the run folder: it has made and owns it.
+            trainer: Any = self.lightning_module.trainer
+            trainer._default_root_dir = self.broadcast(trainer.default_root_dir)
 
     def configure_ddp(self) -> None:
         """Start with the weights of process 0 on all processes."""

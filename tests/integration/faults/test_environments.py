@@ -191,9 +191,8 @@ def test_a_wait_is_abandoned_when_the_caller_wants_to_stop(pools: list[EnvPool],
     )
     assert collector.collect(None, 3) == []
     assert not collector.abandoned
-    collector.envs.should_stop = lambda: True
     started = time.monotonic()
-    collector.collect(None, 100)
+    collector.collect(None, 100, should_stop=lambda: True)
     assert collector.abandoned
     assert time.monotonic() - started < 5
 

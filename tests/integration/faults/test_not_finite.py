@@ -100,7 +100,7 @@ class Observer(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if len(self.states) == self.stop_after:
-            trainer.fit_loop.stop_requested = True  # type: ignore[attr-defined]
+            trainer.fit_loop.request_stop(None)  # type: ignore[attr-defined]
 
 
 def train(

@@ -1,5 +1,6 @@
 """What people watch while it runs, and afterwards."""
 
+from delta_iris.training.callbacks.checkpoint import RunCheckpoint
 from delta_iris.training.callbacks.episodes import EpisodeStatistics
 from delta_iris.training.callbacks.final_report import FinalReport
 from delta_iris.training.callbacks.images import ImageLogger
@@ -16,6 +17,7 @@ __all__ = [
     "PhaseCallback",
     "PhaseProgress",
     "PhaseResult",
+    "RunCheckpoint",
     "RunSummary",
     "Throughput",
 ]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.utilities import rank_zero_info
 
 from delta_iris.data.collector import EpisodeStats
 from delta_iris.evaluation.episodes import Evaluation, crafter_run, evaluate_episodes
@@ -45,6 +46,8 @@ class EpisodeStatistics(PhaseCallback):
             return
         split = "train" if activity is COLLECT else "test"
         values = {f"{split}/frames_per_second": result.frames / result.seconds}
+        if result.replaced:
+            values[f"{split}/replaced_environments"] = float(result.replaced)
         if result.episodes:
             evaluation = evaluate_episodes(result.episodes)
             values |= {
@@ -56,6 +59,13 @@ class EpisodeStatistics(PhaseCallback):
                 values[f"{split}/achievements_per_episode"] = evaluation.achievements_per_episode
                 values[f"{split}/crafter_score"] = evaluation.score
                 values |= {f"{split}_achievements/{name}": rate for name, rate in evaluation.achievements.items()}
+            limit = trainer.datamodule.max_test_episode_steps  # type: ignore[attr-defined]
+            cut = sum(episode.length >= limit for episode in result.episodes)
+            if cut and activity is not COLLECT:
+                rank_zero_info(
+                    f"{cut} of {len(result.episodes)} test episodes were cut after {limit:,} steps "
+                    "(data.max_test_episode_steps)"
+                )
             if trainer.testing and trainer.is_global_zero:
                 self._report(trainer, module, result.episodes, evaluation)
         if trainer.state.fn == "fit":

@@ -15,6 +15,7 @@ from delta_iris.evaluation.video import compare_frames, write_gif
 from delta_iris.evaluation.world_model import imagine_open_loop
 from delta_iris.training.callbacks.phases import CollectionResult, PhaseCallback, PhaseResult
 from delta_iris.training.phase import COLLECT, Activity
+from delta_iris.training.run_folder import RunFolder
 
 __all__ = ["FinalReport"]
 
@@ -64,7 +65,7 @@ class FinalReport(PhaseCallback):
         print(f"\nreturn of an episode (trained: mean of {len(self._trained.episodes)} test episodes)")
         for name, value in rows:
             print(f"  {name:<16}{value:6.2f}")
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        folder = RunFolder.of(trainer).path
         with trainer.precision_plugin.forward_context():
             self._write_animations(folder, module, data)
         for name, text in (("agent.gif", "the agent plays"), ("imagination.gif", "real frames above imagined ones")):

@@ -21,11 +21,13 @@ class CollectionResult:
         episodes: the finished episodes.
         frames: number of frames.
         seconds: time it took.
+        replaced: environments that were replaced since the run began.
     """
 
     episodes: list[EpisodeStats]
     frames: int
     seconds: float
+    replaced: int = 0
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import lightning as L
+
+from delta_iris.training.run_folder import RunFolder
 
 __all__ = ["RunSummary"]
 
@@ -15,7 +16,6 @@ class RunSummary(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, module: Any) -> None:
         """Print the system, its schedule, the device and the run folder."""
-        folder = _folder(trainer)
         if not trainer.is_global_zero:
             return
         lines: dict[str, str] = module.describe(trainer.max_epochs or 0)
@@ -27,7 +27,7 @@ class RunSummary(L.Callback):
             lines["device"] = f"{device}; compiled steps as CUDA graphs (the first steps of each phase take a minute)"
         else:
             lines["device"] = device if module.use_compile else f"{device}; not compiled (model.init_args.compile)"
-        lines["run folder"] = str(folder)
+        lines["run folder"] = str(RunFolder.of(trainer).path)
         width = max(map(len, lines))
         for name, text in lines.items():
             print(f"{name:<{width}}  {text}", flush=True)
@@ -35,23 +35,24 @@ class RunSummary(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, module: Any) -> None:
         """Print where the results are, unless the run was interrupted."""
         loop: Any = trainer.fit_loop
-        folder = _folder(trainer)
+        folder = RunFolder.of(trainer).path
         if (
             not trainer.is_global_zero
             or loop.interrupted_checkpoint is not None
             or trainer.current_epoch < (trainer.max_epochs or 0)
         ):
             return
-        checkpoint: Any = trainer.checkpoint_callback
-        last = getattr(checkpoint, "last_model_path", "") or getattr(checkpoint, "best_model_path", "")
         print(f"\nDone: {trainer.current_epoch} epochs, {loop.frames_collected:,} frames. In {folder}:")
-        if last:
-            print(f"  checkpoint         {last}")
-            print(f"  test the agent     delta-iris test --config {folder / 'config.yaml'} --ckpt_path {last}")
+        to_test = ""
+        for callback in reversed(trainer.checkpoint_callbacks):
+            checkpoint: Any = callback
+            if checkpoint.last_model_path:
+                to_test = checkpoint.last_model_path
+                print(f"  checkpoint         {to_test}")
+            if checkpoint.monitor is not None and checkpoint.best_model_path:
+                to_test = checkpoint.best_model_path
+                print(f"  best agent         {to_test} ({checkpoint.monitor} {float(checkpoint.best_model_score):.2f})")
+        if to_test:
+            print(f"  test the agent     delta-iris test --config {folder / 'config.yaml'} --ckpt_path {to_test}")
         logs = folder.parents[1] if len(folder.parents) > 1 else folder
         print(f"  curves and images  tensorboard --logdir {logs}")
-
-
-def _folder(trainer: L.Trainer) -> Path:
-    # All processes must ask, because the first one broadcasts it.
-    return Path(trainer.log_dir or trainer.default_root_dir)
