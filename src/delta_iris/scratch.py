@@ -13,15 +13,29 @@ from pathlib import Path
 
 __all__ = ["process_scratch"]
 
+SOCKET_PATH_BYTES = 100
+"""Longest path of a socket; Linux takes 107 bytes, macOS 103."""
+
+SOCKET_NAME_BYTES = len("/listener-xxxxxxxx")
+
 
 @functools.cache
 def process_scratch() -> Path:
     """Make this process's own temporary folder, and remove those of processes that have ended.
 
     The sockets of data loaders go there too, which Python would otherwise leave in `pymp-…` folders of killed
-    processes. The folder is removed when the process ends by itself.
+    processes; or to `/tmp`, if `TMPDIR` is too long for the name of a socket. The folder is removed when the process
+    ends by itself.
     """
-    parent = Path(tempfile.gettempdir()) / f"delta_iris-{os.getuid()}"
+    own = _make_folder(Path(tempfile.gettempdir()))
+    too_long = len(os.fsencode(own)) + SOCKET_NAME_BYTES > SOCKET_PATH_BYTES
+    sockets = _make_folder(Path("/tmp")) if too_long else own
+    multiprocessing.current_process()._config["tempdir"] = str(sockets)  # type: ignore[attr-defined]
+    return own
+
+
+def _make_folder(temporary: Path) -> Path:
+    parent = temporary / f"delta_iris-{os.getuid()}"
     parent.mkdir(mode=0o700, exist_ok=True)
     for old in parent.iterdir():
         if not old.name.isdecimal() or not _is_running(int(old.name)):
@@ -30,7 +44,6 @@ def process_scratch() -> Path:
     shutil.rmtree(own, ignore_errors=True)  # of an earlier process with this number
     own.mkdir()
     atexit.register(_remove, own, os.getpid())
-    multiprocessing.current_process()._config["tempdir"] = str(own)  # type: ignore[attr-defined]
     return own
 
 

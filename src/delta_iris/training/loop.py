@@ -86,6 +86,8 @@ class EvaluationLoop(EvaluationLoopBase):
                 # Nothing to measure, but callbacks act on the returns.
                 self._on_evaluation_end()
                 return []
+            # All batches again, also where an evaluation was stopped.
+            self.restarting = False
             return super().run()
 
     completed = False

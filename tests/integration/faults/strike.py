@@ -1,0 +1,53 @@
+"""A callback that sends a signal to its own process at a moment of a run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from delta_iris.training.callbacks import PhaseCallback
+from delta_iris.training.phase import Activity
+
+__all__ = ["Strike"]
+
+
+class Strike(PhaseCallback):
+    """Sends a signal once, at a step of an activity.
+
+    Args:
+        activity: its name; `save` for the moment in which a checkpoint is being written.
+        epoch: counted from 0.
+        step: of the activity, or of the environments, counted from 0.
+        name: of the signal.
+    """
+
+    def __init__(self, activity: str, epoch: int, step: int = 0, name: str = "SIGTERM") -> None:
+        self.activity, self.epoch, self.steps_left, self.number = activity, epoch, step, signal.Signals[name]
+
+    def on_phase_progress(self, trainer: L.Trainer, module: Any, activity: Activity, count: int, frames: int) -> None:
+        self._step(trainer, activity.name)
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._step(trainer, module.phase.name)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
+        if self.activity == "save" and trainer.current_epoch == self.epoch:
+            folder = Path(trainer.default_root_dir) / "checkpoints"
+            threading.Thread(target=self._strike_while_written, args=(folder,), daemon=True).start()
+
+    def _strike_while_written(self, folder: Path) -> None:
+        while not any(path.stat().st_size for path in folder.glob(".*.part")):
+            pass
+        os.kill(os.getpid(), self.number)
+
+    def _step(self, trainer: L.Trainer, name: str) -> None:
+        if name != self.activity or trainer.current_epoch != self.epoch:
+            return
+        if self.steps_left == 0:
+            os.kill(os.getpid(), self.number)
+        self.steps_left -= 1
