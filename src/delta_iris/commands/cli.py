@@ -259,6 +259,7 @@ class DeltaIrisCLI(LightningCLI):
             check_weights(self._checkpoint, model.state_dict(), model.configuration, path)
             if self.subcommand == "fit":
                 _check_same_environment(self._checkpoint["configuration"], model.configuration, path)
+                _check_epochs(self._checkpoint, self.trainer.max_epochs, path)
         if self._run is not None:
             if self._checkpoint is not None:
                 logs = self._checkpoint["loops"]["fit_loop"]["state_dict"].get("logs", {})
@@ -304,6 +305,12 @@ def _check_same_environment(theirs: dict[str, Any], ours: dict[str, Any], path: 
                 f"{path} was trained with data.{key} {there}, now it is {here}: a replay holds one game; use the "
                 "config.yaml of its run folder, or start a new run without --ckpt_path"
             )
+
+
+def _check_epochs(checkpoint: dict[str, Any], max_epochs: int | None, path: Path) -> None:
+    done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    if max_epochs is not None and 0 <= max_epochs < done:
+        raise UserError(f"{path} has {done} epochs, and trainer.max_epochs is {max_epochs}: the run is longer already")
 
 
 def _to_plain(value: Any) -> Any:
