@@ -23,6 +23,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from delta_iris.commands.cli import DeltaIrisCLI
 from delta_iris.commands.export import export
+from delta_iris.commands.trainer_flags import FLAGS
 
 MARKER = re.compile(r"<!-- generated: (\w+) (\S+) -->")
 
@@ -136,7 +137,9 @@ def _keys(parser: Any, group: str) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _table(rows: Iterator[tuple[str, str, str, str]], group: str) -> str:
-    if group in LIGHTNING:
+    if group == "trainer":
+        rows = ((key, kind, default, _flag(key.removeprefix("trainer."))) for key, kind, default, _ in rows)
+    elif group in LIGHTNING:
         rows = ((key, kind, default, _first_sentence(text)) for key, kind, default, text in rows)
     lines = [
         f"| `{key.removeprefix(f'{group}.')}` | {kind} | {default} | {_cell(text)} |"
@@ -145,6 +148,11 @@ def _table(rows: Iterator[tuple[str, str, str, str]], group: str) -> str:
     if not lines:
         raise ValueError(f"there are no keys of {group}")
     return "\n".join(["| key | type | default | meaning |", "|---|---|---|---|", *lines])
+
+
+def _flag(name: str) -> str:
+    flag = FLAGS[name]
+    return f"{'works' if flag.works else 'refused'}: {flag.text}"
 
 
 def _type_name(kind: Any) -> str:

@@ -20,11 +20,18 @@ class Flag:
 
     Args:
         text: what it does or, where it is refused, what to use instead.
-        accepted: the only values that are accepted, where most are refused; any value where empty.
+        accepted: the only values that are accepted; any value where empty.
+        choices: whether these are choices, and not only the ways to leave the flag alone.
     """
 
     text: str
     accepted: tuple[Any, ...] = ()
+    choices: bool = False
+
+    @property
+    def works(self) -> bool:
+        """Whether the flag does something."""
+        return self.choices or not self.accepted
 
 
 FLAGS: dict[str, Flag] = {
@@ -67,7 +74,7 @@ FLAGS: dict[str, Flag] = {
     "num_sanity_val_steps": Flag("there is nothing to check before anything was collected", (None, 0, 2)),
     "overfit_batches": Flag(SCHEDULE, (None, 0, 0.0)),
     "plugins": Flag("of precision or cluster environments; checkpoints are always written by this program"),
-    "precision": Flag("use bf16-mixed or 32-true", (None, "bf16-mixed", "32-true", "32", 32, "bf16")),
+    "precision": Flag("use bf16-mixed or 32-true", (None, "bf16-mixed", "32-true", "32", 32, "bf16"), choices=True),
     "profiler": Flag("any of Lightning's"),
     "reload_dataloaders_every_n_epochs": Flag("each phase has a new loader in every epoch already", (None, 0)),
     "strategy": Flag("`auto` or `delta_ddp`, which averages the gradients of one phase's module"),
