@@ -33,12 +33,20 @@ MIB = 1 << 20
 
 
 def private(process: str) -> float:
-    """The memory that a process shares with no other one, in MiB."""
+    """The memory that a process shares with no other one, in MiB: what a forked process has changed or added."""
     try:
         lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
     except OSError:
         return 0
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
+
+
+def resident(process: str) -> float:
+    """The memory of a process that is not of a file, in MiB. What it shares with forked processes counts."""
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) / 1024
+    return 0
 
 
 def children(process: str) -> set[str]:
@@ -57,7 +65,7 @@ def sample(process: str, run: Path, temporary: Path, before: set[str]) -> dict[s
     sizes = [path.stat().st_size for path in (run / "checkpoints").glob("last.ckpt")]
     return {
         "epoch": int(checkpoints[-1].stem.removeprefix("epoch-")) + 1 if checkpoints else 0,
-        "memory, MiB": private(process),
+        "memory, MiB": resident(process),
         "memory of environments, MiB": sum(map(private, lasting)),
         "open files": len(os.listdir(f"/proc/{process}/fd")),
         "threads": len(os.listdir(f"/proc/{process}/task")),

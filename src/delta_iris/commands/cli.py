@@ -332,6 +332,7 @@ def main(args: ArgsType = None) -> None:
     """
     quiet_libraries()
     process_scratch()
+    threading.excepthook = _report_thread
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
     with _exit_on_sigterm():
@@ -358,13 +359,19 @@ def main(args: ArgsType = None) -> None:
                 raise
             where = f" ({error.filename})" if error.filename else ""
             _fail(
-                f"the disk is full{where}; the checkpoints in the run folder are whole: free some space and resume "
-                "with --ckpt_path last"
+                f"the disk is full{where}: free some space, then resume with --ckpt_path last if a checkpoint was "
+                "saved, which is whole"
             )
     loop = cli.trainer.fit_loop
     if isinstance(loop, CollectTrainLoop) and loop.exit_status:
         # Lightning's first process would take the status of another one for a failure, and kill everything.
         raise SystemExit(loop.exit_status if is_first_process() else 0)
+
+
+def _report_thread(arguments: threading.ExceptHookArgs) -> None:
+    """Leave out what TensorBoard's writer raises on a full disk: it hands it on to the main thread."""
+    if arguments.exc_value is None or not is_disk_full(arguments.exc_value):
+        threading.__excepthook__(arguments)
 
 
 def _fail(message: str) -> NoReturn:

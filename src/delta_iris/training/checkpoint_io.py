@@ -47,8 +47,8 @@ class RunCheckpointIO(TorchCheckpointIO):
             part.unlink(missing_ok=True)
             if is_disk_full(error, path.parent):
                 raise UserError(
-                    f"the disk of {path.parent} is full: {path.name} was not saved; earlier checkpoints there are "
-                    "whole: free some space and resume with --ckpt_path last"
+                    f"the disk of {path.parent} is full: {path.name} was not saved: free some space, then resume with "
+                    "--ckpt_path last if an earlier checkpoint is there, which is whole"
                 ) from error
             raise
 

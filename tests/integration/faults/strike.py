@@ -23,11 +23,11 @@ class Strike(PhaseCallback):
         activity: its name; `save` for the moment in which a checkpoint is being written.
         epoch: counted from 0.
         step: of the activity, or of the environments, counted from 0.
-        name: of the signal.
+        name: of the signal; `NODE` kills the last process of the run and the agent that has started it.
     """
 
     def __init__(self, activity: str, epoch: int, step: int = 0, name: str = "SIGTERM") -> None:
-        self.activity, self.epoch, self.steps_left, self.number = activity, epoch, step, signal.Signals[name]
+        self.activity, self.epoch, self.steps_left, self.name = activity, epoch, step, name
 
     def on_phase_progress(self, trainer: L.Trainer, module: Any, activity: Activity, count: int, frames: int) -> None:
         self._step(trainer, activity.name)
@@ -43,11 +43,14 @@ class Strike(PhaseCallback):
     def _strike_while_written(self, folder: Path) -> None:
         while not any(path.stat().st_size for path in folder.glob(".*.part")):
             pass
-        os.kill(os.getpid(), self.number)
+        os.kill(os.getpid(), signal.Signals[self.name])
 
     def _step(self, trainer: L.Trainer, name: str) -> None:
         if name != self.activity or trainer.current_epoch != self.epoch:
             return
-        if self.steps_left == 0:
-            os.kill(os.getpid(), self.number)
+        if self.steps_left == 0 and self.name != "NODE":
+            os.kill(os.getpid(), signal.Signals[self.name])
+        elif self.steps_left == 0 and trainer.global_rank == trainer.world_size - 1:
+            os.kill(os.getppid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGKILL)
         self.steps_left -= 1

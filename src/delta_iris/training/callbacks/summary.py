@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -47,12 +48,17 @@ class RunSummary(L.Callback):
         for callback in reversed(trainer.checkpoint_callbacks):
             checkpoint: Any = callback
             if checkpoint.last_model_path:
-                to_test = checkpoint.last_model_path
+                to_test = _shorten(checkpoint.last_model_path)
                 print(f"  checkpoint         {to_test}")
             if checkpoint.monitor is not None and checkpoint.best_model_path:
-                to_test = checkpoint.best_model_path
+                to_test = _shorten(checkpoint.best_model_path)
                 print(f"  best agent         {to_test} ({checkpoint.monitor} {float(checkpoint.best_model_score):.2f})")
         if to_test:
             print(f"  test the agent     delta-iris test --config {folder / 'config.yaml'} --ckpt_path {to_test}")
         logs = folder.parents[1] if len(folder.parents) > 1 else folder
         print(f"  curves and images  tensorboard --logdir {logs}")
+
+
+def _shorten(path: str) -> str:
+    """A path as people write it: relative to the working directory if it lies in there."""
+    return str(Path(path).relative_to(Path.cwd())) if Path(path).is_relative_to(Path.cwd()) else path
