@@ -34,9 +34,9 @@ CLOCK = ("throughput/", "frames_per_second")
 """What tags of wall-clock time contain."""
 
 
-def command(*arguments: object) -> list[str]:
-    """The command line of `fit` with the tests' configuration."""
-    return [sys.executable, "-m", "delta_iris", "fit", "--config", str(TINY), *map(str, arguments)]
+def command(*arguments: object, config: object = TINY) -> list[str]:
+    """The command line of `fit`."""
+    return [sys.executable, "-m", "delta_iris", "fit", "--config", str(config), *map(str, arguments)]
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -44,7 +44,9 @@ def environment(**variables: str) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])} | variables
 
 
-def fit(*arguments: object, cwd: Path, status: int = 0, variables: dict[str, str] | None = None) -> str:
+def fit(
+    *arguments: object, cwd: Path, status: int = 0, variables: dict[str, str] | None = None, config: object = TINY
+) -> str:
     """Run `fit` and assert how it ends.
 
     Args:
@@ -52,12 +54,13 @@ def fit(*arguments: object, cwd: Path, status: int = 0, variables: dict[str, str
         cwd: its working directory.
         status: that it must end with.
         variables: of its environment, besides this process's.
+        config: a configuration.
 
     Returns:
         its standard output and error together.
     """
     done = subprocess.run(
-        command(*arguments),
+        command(*arguments, config=config),
         cwd=cwd,
         text=True,
         stdout=subprocess.PIPE,

@@ -23,7 +23,8 @@ class Strike(PhaseCallback):
         activity: its name; `save` for the moment in which a checkpoint is being written.
         epoch: counted from 0.
         step: of the activity, or of the environments, counted from 0.
-        name: of the signal; `NODE` kills the last process of the run and the agent that has started it.
+        name: of the signal; `GROUP` for SIGTERM to all processes of the group, as schedulers send it;
+            `NODE` kills the last process of the run and the agent that has started it.
     """
 
     def __init__(self, activity: str, epoch: int, step: int = 0, name: str = "SIGTERM") -> None:
@@ -48,7 +49,9 @@ class Strike(PhaseCallback):
     def _step(self, trainer: L.Trainer, name: str) -> None:
         if name != self.activity or trainer.current_epoch != self.epoch:
             return
-        if self.steps_left == 0 and self.name != "NODE":
+        if self.steps_left == 0 and self.name == "GROUP":
+            os.killpg(os.getpgrp(), signal.SIGTERM)
+        elif self.steps_left == 0 and self.name != "NODE":
             os.kill(os.getpid(), signal.Signals[self.name])
         elif self.steps_left == 0 and trainer.global_rank == trainer.world_size - 1:
             os.kill(os.getppid(), signal.SIGKILL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -24,6 +25,7 @@ from delta_iris.envs.vector import check_env, make_vector_env
 from delta_iris.errors import UserError
 
 from .bad_env import ACHIEVEMENTS, FRAMES, REWARDS, SHAPE, TAKEN_REWARDS, BadEnv
+from .runs import fit, scalars
 
 BAD = f"{BadEnv.__module__}:Bad-v0"
 
@@ -345,3 +347,40 @@ def test_an_environment_with_plain_state_methods_is_restored(pools: list[EnvPool
     collector.collect(None, 9)
     assert np.array_equal(collector.envs.frames, expected)
     assert collector.envs.generations == [0, 0]
+
+
+def bad_game(options: str) -> list[str]:
+    return ["--data.environment", "tests.integration.faults.bad_env:Bad-v0", "--data.environment_options", options]
+
+
+STEPS = (("steps", 1), ("first_epoch_steps", 1), ("batch_size", 8))
+TRAINING = [
+    f"--model.schedule.{phase}.{key}={n}" for phase in ("tokenizer", "dynamics", "actor_critic") for key, n in STEPS
+]
+
+
+@pytest.mark.parametrize(
+    "fault", ["hangs", *(pytest.param(fault, marks=pytest.mark.slow) for fault in ("SIGKILL", "raises", "exits"))]
+)
+def test_a_run_goes_on_with_another_environment(tmp_path: Path, fault: str) -> None:
+    options = json.dumps({"fault": fault, "at": 60, "only": str(tmp_path / "marker")})
+    frames = ["--model.schedule.collection.frames", 200, "--model.schedule.collection.first_epoch_frames", 400]
+    length = ["--trainer.max_epochs", 2, "--trainer.callbacks", "null", "--data.step_timeout", 2]
+    output = fit(*bad_game(options), *frames, *length, *TRAINING, cwd=tmp_path, config="quickstart.yaml")
+    assert "replaced by a new one (1 in all)" in output
+    assert "Done: 2 epochs, 599 frames" in output
+    (event,) = scalars(tmp_path / "lightning_logs" / "quickstart" / "version_0")["train/replaced_environments"][:1]
+    assert event == (399, 1.0)
+
+
+def test_failures_in_a_row_end_a_run_with_the_reason(tmp_path: Path) -> None:
+    options = json.dumps({"fault": "raises", "at": 40, "length": 1000})
+    output = fit(*bad_game(options), "--data.max_env_failures", 4, cwd=tmp_path, config="quickstart.yaml", status=2)
+    assert re.search(r"raised RuntimeError: server lost.* 5 failures of environments in a row", output.splitlines()[-1])
+
+
+def test_test_episodes_that_never_end_are_cut(tmp_path: Path) -> None:
+    frames = ["--model.schedule.collection.first_epoch_frames", 400, "--data.max_test_episode_steps", 30]
+    length = ["--trainer.max_epochs", 1, "--trainer.check_val_every_n_epoch", 1, "--data.val_episodes", 4]
+    output = fit(*bad_game("{fault: never}"), *frames, *length, *TRAINING, cwd=tmp_path, config="quickstart.yaml")
+    assert "4 of 4 test episodes were cut after 30 steps (data.max_test_episode_steps)" in output
