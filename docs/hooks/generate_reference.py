@@ -34,7 +34,7 @@ OWN = {"TransformerTokenizer": {"tokens_per_frame"}, "CNNTokenizer": {"tokens_pe
 """Those of `PASSED` that are keys of a class nevertheless."""
 
 
-LIGHTNING = ("trainer", "checkpoint", "seed_everything", "ckpt_path")
+LIGHTNING = ("trainer", "checkpoint", "best_checkpoint", "seed_everything", "ckpt_path")
 """Groups whose help comes from Lightning's docstrings."""
 
 

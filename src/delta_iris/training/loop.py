@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from pathlib import Path
@@ -355,7 +356,9 @@ class CollectTrainLoop(FitLoopBase):
         self._stop_requested, self.stop_signal = True, by
         again = " (Ctrl-C again to stop at once)" if by == signal.SIGINT else ""
         reason = f"{by.name}: stopping" if by else "max_time is over: stopping"
-        rank_zero_info(f"\n{reason} after this step, with a checkpoint{again} …")
+        if self.trainer.is_global_zero:
+            # Not through a buffered stream: a signal's handler may interrupt one that is being written to.
+            os.write(2, f"\n{reason} after this step, with a checkpoint{again} …\n".encode())
         return True
 
     @property
