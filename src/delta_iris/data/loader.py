@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
@@ -21,14 +19,12 @@ from torch.utils.data import DataLoader, Dataset
 from delta_iris.data.replay_reader import ReplayReader
 from delta_iris.data.segment import SegmentBatch, SegmentIndex
 from delta_iris.errors import UserError
+from delta_iris.lifetime import die_with
 
 __all__ = ["SegmentDataset", "SegmentLoader", "check_shared_memory", "segment_loader"]
 
 PREFETCH_FACTOR = 4
 """Batches that each background process reads ahead."""
-
-_PR_SET_PDEATHSIG = 1
-"""Of Linux's `prctl`: the signal that a process gets when its parent dies."""
 
 
 class SegmentDataset(Dataset[SegmentBatch]):
@@ -207,10 +203,7 @@ def _init_worker(_: int, parent: int) -> None:
     # A scheduler sends SIGTERM to all processes of a job, the DataLoader to a worker that has to end.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_when_parent_says, args=(parent,), daemon=True).start()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before
-        os._exit(1)
+    die_with(parent)
     torch.set_num_threads(1)
 
 

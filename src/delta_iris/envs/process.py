@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import select
@@ -16,14 +15,12 @@ from contextlib import suppress
 from types import FrameType
 
 from delta_iris.errors import Abandoned
+from delta_iris.lifetime import die_with
 
 __all__ = ["ChildProcess", "Deadline", "ProcessFailedError", "receive_exactly"]
 
 POLL_SECONDS = 0.5
 """Longest time that a waiting parent does not ask whether it should stop."""
-
-PR_SET_PDEATHSIG = 1
-"""Linux: the kernel sends this process a signal when its parent dies, whatever killed the parent."""
 
 PARENT_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """Signals whose meaning only the main process decides. Schedulers send them to every process of a job."""
@@ -224,7 +221,7 @@ def _run(target: Callable[[socket.socket], None], connection: socket.socket, par
         signal.signal(number, _do_nothing)
     os.register_at_fork(after_in_child=_restore_signals)
     os.setpgid(0, 0)
-    _die_with(parent)
+    die_with(parent)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, PARENT_SIGNALS)
     for child in list(_children):
         child.connection.close()
@@ -242,13 +239,6 @@ def _run(target: Callable[[socket.socket], None], connection: socket.socket, par
             sys.stdout.flush()
         # Threads and processes that the environment left running would keep this process alive; its group is its own.
         os.killpg(os.getpid(), signal.SIGKILL)
-
-
-def _die_with(parent: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the call
-        os._exit(1)
 
 
 def _do_nothing(number: int, frame: FrameType | None) -> None:
