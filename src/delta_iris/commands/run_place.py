@@ -247,7 +247,7 @@ def _enter(config: Namespace, run: RunFolder) -> None:
     for logger in _loggers(config, of="WandbLogger"):
         logger.save_dir, logger.version = str(run.path), notes["id"]
     for logger in _loggers(config, of="MLFlowLogger"):
-        logger.save_dir, logger.run_id = str(run.path / "mlruns"), notes.get("loggers", {}).get("MLFlowLogger")
+        logger.save_dir = str(run.path / "mlruns")
     for key in ("checkpoint", "best_checkpoint"):
         config[key].dirpath = str(run.checkpoints)
 

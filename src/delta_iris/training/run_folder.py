@@ -184,7 +184,7 @@ class RunFolder:
     # --- what is known of the run ---
 
     def read_notes(self) -> dict[str, Any]:
-        """What `run.json` notes: the run's `id`, the SLURM job that it belongs to, and ids that loggers gave it."""
+        """What `run.json` notes: the run's `id` and the SLURM job that it belongs to."""
         try:
             notes = json.loads((self.path / "run.json").read_text())
         except (OSError, ValueError):

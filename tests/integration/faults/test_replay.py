@@ -295,6 +295,6 @@ def test_interrupting_the_trainer_alone_ends_its_workers(tmp_path: Path) -> None
     assert process.stdout is not None
     workers = [int(pid) for pid in process.stdout.readline().split()]
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+    process.communicate(timeout=55)
     assert process.returncode == -signal.SIGINT
     wait_until_dead(workers, 10)
