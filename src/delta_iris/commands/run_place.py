@@ -218,8 +218,8 @@ def _version(config: Namespace) -> str | None:
     return None if version is None else _plain(version, "version")
 
 
-def _plain(name: str, key: str) -> str:
-    if name in ("", ".", "..") or re.search(r"[/\\\0]", name):
+def _plain(name: str | None, key: str) -> str:
+    if name in (None, "", ".", "..") or re.search(r"[/\\\0]", name):
         raise UserError(f"{key} is {name!r}: it names a folder, without a path; trainer.default_root_dir says where")
     return name
 

@@ -435,9 +435,13 @@ VALUES = st.recursive(
 )
 
 
+GROUPS = ["trainer", "data", "model", "checkpoint", "best_checkpoint", "name", "version", "seed_everything", "images"]
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.sampled_from(["trainer", "data", "model", "checkpoint", "name", "seed_everything", "images"]), VALUES)
+@given(st.sampled_from(GROUPS), VALUES)
 @example("seed_everything", 1 << 32)
+@example("name", None)
 def test_any_structure_is_parsed_or_refused(tmp_path: Path, group: str, value: Any) -> None:
     path = tmp_path / "random.yaml"
     path.write_text(yaml.safe_dump({group: value}))

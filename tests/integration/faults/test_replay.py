@@ -193,6 +193,8 @@ def test_killed_writers_leave_a_replay_that_resumes(tmp_path: Path) -> None:
 
 
 LOADER = """
+# Ignored in whatever a shell has started in the background, and in what that starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 replay = Replay(folder, SHAPE)
 fill(replay, 370)
 loader = segment_loader(SegmentDataset(folder, SHAPE, 9), [[(0, 0)] * 8] * 500, 2, timeout=TIMEOUT, phase="tokenizer")
