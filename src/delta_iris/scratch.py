@@ -8,8 +8,11 @@ import functools
 import multiprocessing
 import os
 import shutil
+import stat
 import tempfile
 from pathlib import Path
+
+from delta_iris.errors import UserError
 
 __all__ = ["process_scratch"]
 
@@ -37,6 +40,9 @@ def process_scratch() -> Path:
 def _make_folder(temporary: Path) -> Path:
     parent = temporary / f"delta_iris-{os.getuid()}"
     parent.mkdir(mode=0o700, exist_ok=True)
+    status = parent.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        raise UserError(f"{parent} is not a folder of this user: remove it, or set TMPDIR to another folder")
     for old in parent.iterdir():
         if not old.name.isdecimal() or not _is_running(int(old.name)):
             shutil.rmtree(old, ignore_errors=True)

@@ -260,10 +260,12 @@ class DeltaIrisCLI(LightningCLI):
             if self.subcommand == "fit":
                 _check_same_environment(self._checkpoint["configuration"], model.configuration, path)
                 _check_epochs(self._checkpoint, self.trainer.max_epochs, path)
+                data.check_state(self._checkpoint["ReplayDataModule"])
         if self._run is not None:
             if self._checkpoint is not None:
-                logs = self._checkpoint["loops"]["fit_loop"]["state_dict"].get("logs", {})
-                cut_back_logs(self._run.path, logs)
+                logs = self._checkpoint["loops"]["fit_loop"]["state_dict"].get("logs")
+                if logs is not None:  # earlier versions did not note them
+                    cut_back_logs(self._run.path, logs)
                 keep_csv_rows(self.trainer)
             saved = self._run.path / "config.yaml"
             if not saved.exists():
@@ -331,12 +333,12 @@ def main(args: ArgsType = None) -> None:
         args: of the command line; those of the process where None.
     """
     quiet_libraries()
-    process_scratch()
     threading.excepthook = _report_thread
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
     with _exit_on_sigterm():
         try:
+            process_scratch()
             if args is None:
                 # LightningCLI warns if it is given arguments while the process has some.
                 sys.argv[1:] = prepare_arguments(sys.argv[1:])

@@ -89,7 +89,11 @@ def place_new_run(config: Namespace) -> RunFolder:
         UserError: see `RunFolder.make`; also if a name leaves the folder, or loggers ask for several folders.
     """
     run = RunFolder.make(_parent(config), _version(config))
-    _enter(config, run)
+    try:
+        _enter(config, run)
+    except BaseException:
+        run.discard()
+        raise
     return run
 
 

@@ -406,6 +406,25 @@ class ReplayDataModule(L.LightningDataModule):
             "random": get_random_states(),
         }
 
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Refuse what `state_dict` returned for another number of processes or environments.
+
+        Raises:
+            UserError: names the key and the number.
+        """
+        ranks = state["ranks"]
+        if len(ranks) != self.world_size:
+            raise UserError(
+                f"the checkpoint was made by {len(ranks)} processes, each with its replay: resume with "
+                f"--trainer.devices {len(ranks)} (now {self.world_size})"
+            )
+        number = sum(len(rank["collector"].get("generations", ())) for rank in ranks)
+        if number and number != self.num_envs:
+            raise UserError(
+                f"data.num_envs is {self.num_envs}, but the checkpoint holds {number} environments in the middle of "
+                f"their episodes: resume with --data.num_envs {number}"
+            )
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned, the replay included. Outside of fitting, nothing is changed.
 
@@ -415,11 +434,7 @@ class ReplayDataModule(L.LightningDataModule):
         """
         if not self.samplers or "ranks" not in state:
             return
-        if len(state["ranks"]) != self.world_size:
-            raise UserError(
-                f"the checkpoint was made by {len(state['ranks'])} processes, each with its replay: resume with "
-                f"--trainer.devices {len(state['ranks'])} (now {self.world_size})"
-            )
+        self.check_state(state)
         own = state["ranks"][self._rank]
         self._before_collection = None
         self.replay.rollback(own["replay"])

@@ -111,6 +111,8 @@ def test_another_game_is_refused_and_nothing_is_changed(finished: Path) -> None:
     before = contents(finished / RUN)
     options = ("--data.environment_options", "{length: 30}", "--ckpt_path", "last")
     assert "was trained with data.environment_options" in fit(*options, cwd=finished, status=2)
+    options = ("--data.num_envs", "4", "--ckpt_path", "last")
+    assert "data.num_envs is 4, but the checkpoint holds 2 environments" in fit(*options, cwd=finished, status=2)
     assert contents(finished / RUN) == before
 
 
