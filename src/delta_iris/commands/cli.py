@@ -173,9 +173,9 @@ class DeltaIrisCLI(LightningCLI):
             trainer.accelerator = "cpu"
         if trainer.strategy == "auto" and trainer.devices not in ("auto", 1, "1"):
             trainer.strategy = "delta_ddp"
-        checkpoint = find_checkpoint(config)
-        if checkpoint is None and self.subcommand == "fit":
-            checkpoint = requeued_checkpoint(config)
+        # A job that is started again must not begin once more from the checkpoint that its command names.
+        checkpoint = requeued_checkpoint(config) if self.subcommand == "fit" else None
+        checkpoint = checkpoint or find_checkpoint(config)
         config.ckpt_path = None if checkpoint is None else str(checkpoint)
         if checkpoint is not None and is_exported(checkpoint):
             if self.subcommand == "fit":
@@ -260,7 +260,7 @@ class DeltaIrisCLI(LightningCLI):
             if self.subcommand == "fit":
                 _check_same_environment(self._checkpoint["configuration"], model.configuration, path)
                 _check_epochs(self._checkpoint, self.trainer.max_epochs, path)
-                data.check_state(self._checkpoint["ReplayDataModule"])
+                data.check_state(self._checkpoint["ReplayDataModule"], self.trainer.world_size)
         if self._run is not None:
             if self._checkpoint is not None:
                 logs = self._checkpoint["loops"]["fit_loop"]["state_dict"].get("logs")

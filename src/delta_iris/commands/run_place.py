@@ -74,9 +74,8 @@ def requeued_checkpoint(config: Namespace) -> Path | None:
     job = os.environ.get("SLURM_JOB_ID")
     if job is None or int(os.environ.get("SLURM_RESTART_COUNT", 0)) < 1:
         return None
-    runs = [RunFolder(path) for path in _parent(config).glob("*") if path.is_dir()]
-    runs = [run for run in runs if run.read_notes().get("slurm_job") == job]
-    found = newest_checkpoint(runs[-1]) if runs else None
+    run = newest_run(_parent(config), slurm_job=job)
+    found = None if run is None else newest_checkpoint(run)
     if found is not None:
         print(f"SLURM has started job {job} again: resuming {found}")
     return found

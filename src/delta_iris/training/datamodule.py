@@ -406,17 +406,21 @@ class ReplayDataModule(L.LightningDataModule):
             "random": get_random_states(),
         }
 
-    def check_state(self, state: dict[str, Any]) -> None:
+    def check_state(self, state: dict[str, Any], world_size: int) -> None:
         """Refuse what `state_dict` returned for another number of processes or environments.
+
+        Args:
+            state: what `state_dict` returned.
+            world_size: number of processes, which the module itself knows only once the Trainer has begun.
 
         Raises:
             UserError: names the key and the number.
         """
         ranks = state["ranks"]
-        if len(ranks) != self.world_size:
+        if len(ranks) != world_size:
             raise UserError(
                 f"the checkpoint was made by {len(ranks)} processes, each with its replay: resume with "
-                f"--trainer.devices {len(ranks)} (now {self.world_size})"
+                f"--trainer.devices {len(ranks)} (now {world_size})"
             )
         number = sum(len(rank["collector"].get("generations", ())) for rank in ranks)
         if number and number != self.num_envs:
@@ -434,7 +438,7 @@ class ReplayDataModule(L.LightningDataModule):
         """
         if not self.samplers or "ranks" not in state:
             return
-        self.check_state(state)
+        self.check_state(state, self.world_size)
         own = state["ranks"][self._rank]
         self._before_collection = None
         self.replay.rollback(own["replay"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import os
 import shutil
 from pathlib import Path
@@ -81,11 +80,17 @@ def copy_logs(source: Path, target: Path) -> None:
 def keep_csv_rows(trainer: L.Trainer) -> None:
     """Let CSV loggers of a resumed run continue their file, which Lightning would delete."""
     for logger in trainer.loggers:
-        if isinstance(logger, CSVLogger) and (table := Path(logger.log_dir) / TABLE).is_file():
-            text = table.read_text()
-            writer = logger.experiment  # deletes the file
-            table.write_text(text)
-            writer.metrics_keys = next(csv.reader(io.StringIO(text)), [])
+        if isinstance(logger, CSVLogger):
+            table = Path(logger.log_dir) / TABLE
+            kept = table.with_name(f".{TABLE}.kept")
+            if not table.exists() and kept.exists():
+                os.replace(kept, table)  # a start was killed between the two lines below
+            if table.is_file():
+                os.replace(table, kept)  # the logger would delete it
+                writer = logger.experiment
+                os.replace(kept, table)
+                with table.open(newline="") as file:
+                    writer.metrics_keys = next(csv.reader(file), [])
 
 
 def _log_files(folder: Path) -> list[Path]:

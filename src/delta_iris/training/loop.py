@@ -384,8 +384,8 @@ class CollectTrainLoop(FitLoopBase):
 
     @property
     def exit_status(self) -> int:
-        """What a command ends with: 130 after Ctrl-C, 143 after another signal, otherwise 0."""
-        if self.stop_signal is None:
+        """What a command ends with: 130 if Ctrl-C has stopped the run, 143 if another signal has, otherwise 0."""
+        if self.stop_signal is None or self.interrupted_checkpoint is None:
             return 0
         return 130 if self.stop_signal == signal.SIGINT else 143
 

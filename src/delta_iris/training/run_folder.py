@@ -96,9 +96,11 @@ class RunFolder:
                 if version is None:  # another run took this number at the same moment
                     continue
                 if run.holds_run:
+                    last = run.checkpoints / "last.ckpt"
+                    first = f"resume it with --ckpt_path {last}" if last.exists() else "remove it, as it saved nothing"
                     raise UserError(
-                        f"the run folder {run.path} already holds a run: resume it with --ckpt_path "
-                        f"{run.checkpoints / 'last.ckpt'}, or choose another version (null takes the next free one)"
+                        f"the run folder {run.path} already holds a run: {first}, or choose another version (null "
+                        "takes the next free one)"
                     ) from None
             except OSError as error:
                 raise UserError(
@@ -144,6 +146,9 @@ class RunFolder:
                 f"the file system of {self.path} does not support locks ({error.strerror}): choose another place with "
                 "trainer.default_root_dir"
             ) from error
+        if not _is_at(file, self.path / ".lock"):
+            file.close()
+            raise UserError(f"the run folder {self.path} was removed at this moment by another start: start again")
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
@@ -201,11 +206,26 @@ class RunFolder:
         return known
 
 
-def newest_run(parent: Path) -> RunFolder | None:
-    """The run that saved a checkpoint last, among the folders in `parent`; None where no run has saved one."""
+def newest_run(parent: Path, slurm_job: str | None = None) -> RunFolder | None:
+    """The run that saved a checkpoint last, among the folders in `parent`; None where no run has saved one.
+
+    Args:
+        parent: of the folders.
+        slurm_job: only runs that this job has begun or resumed.
+    """
     runs = [RunFolder(path) for path in parent.glob("*") if path.is_dir()]
+    if slurm_job is not None:
+        runs = [run for run in runs if run.read_notes().get("slurm_job") == slurm_job]
     saved = {run: max((p.stat().st_mtime for p in run.checkpoints.glob("*.ckpt")), default=0.0) for run in runs}
     return max((run for run in runs if saved[run]), key=lambda run: saved[run], default=None)
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    """Whether a file that was opened is still there under its name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _next_version(parent: Path) -> str:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -52,8 +53,9 @@ def start_nodes(processes: int, *arguments: object, cwd: Path) -> list[subproces
 def wait(nodes: Sequence[subprocess.Popen[str]], timeout: float = 240) -> list[str]:
     """Wait until all processes of all nodes have ended; return what each node printed."""
     try:
-        # The pipe of a node ends with the last of its processes.
-        return [node.communicate(timeout=timeout)[0] for node in nodes]
+        # The pipe of a node ends with the last of its processes. All are read at once, because a full one blocks.
+        with ThreadPoolExecutor(len(nodes)) as readers:
+            return list(readers.map(lambda node: node.communicate(timeout=timeout)[0], nodes))
     finally:
         for node in nodes:
             if node.poll() is None:

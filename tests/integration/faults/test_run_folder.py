@@ -162,7 +162,8 @@ def test_slurm_starts_a_run_again_that_it_has_warned(tmp_path: Path, finished: P
     variables = {"SLURM_JOB_ID": "71", "PATH": f"{tools}:{os.environ['PATH']}"}
     fit(*strike("dynamics", 1, 1, "SIGUSR1"), cwd=tmp_path, status=143, variables=variables)
     assert (tools / "called").read_text() == "requeue 71\n"
-    # The same command again, in the same job.
-    output = fit(cwd=tmp_path, variables=variables | {"SLURM_RESTART_COUNT": "1"})
+    # The same command again, in the same job; what it names is older by now.
+    older = tmp_path / RUN / "checkpoints" / "epoch-0000.ckpt"
+    output = fit("--ckpt_path", older, cwd=tmp_path, variables=variables | {"SLURM_RESTART_COUNT": "1"})
     assert "SLURM has started job 71 again: resuming" in output
     assert_equal_runs(tmp_path / RUN, finished / RUN, names=False)
