@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import functools
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ import shutil
 import stat
 import tempfile
 from pathlib import Path
+from typing import IO
 
 from delta_iris.errors import UserError
 
@@ -20,6 +22,12 @@ SOCKET_PATH_BYTES = 100
 """Longest path of a socket; Linux takes 107 bytes, macOS 103."""
 
 SOCKET_NAME_BYTES = len("/listener-xxxxxxxx")
+
+LOCK = ".lock"
+"""File in a process's folder that it keeps locked. The lock ends with the process, and forked ones do not have it."""
+
+_locks: list[IO[str]] = []
+"""Kept open: closing a file gives its lock up."""
 
 
 @functools.cache
@@ -44,23 +52,24 @@ def _make_folder(temporary: Path) -> Path:
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
         raise UserError(f"{parent} is not a folder of this user: remove it, or set TMPDIR to another folder")
     for old in parent.iterdir():
-        if not old.name.isdecimal() or not _is_running(int(old.name)):
-            shutil.rmtree(old, ignore_errors=True)
-    own = parent / str(os.getpid())
-    shutil.rmtree(own, ignore_errors=True)  # of an earlier process with this number
-    own.mkdir()
+        _remove_unowned(old)
+    while True:
+        own = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=parent))
+        lock = (own / LOCK).open("w")
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        if own.exists():  # nobody has locked and removed it in between
+            break
+        lock.close()
+    _locks.append(lock)
     atexit.register(_remove, own, os.getpid())
     return own
 
 
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except PermissionError:
-        return True
-    except ProcessLookupError:
-        return False
-    return True
+def _remove_unowned(folder: Path) -> None:
+    """Remove a folder whose process has ended, in this container or another one that shares the file system."""
+    with contextlib.suppress(OSError), (folder / LOCK).open("r+") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove(folder: Path, process: int) -> None:

@@ -176,6 +176,9 @@ class DeltaIrisCLI(LightningCLI):
         # A job that is started again must not begin once more from the checkpoint that its command names.
         checkpoint = requeued_checkpoint(config) if self.subcommand == "fit" else None
         checkpoint = checkpoint or find_checkpoint(config)
+        if checkpoint is not None and trainer.strategy == "delta_ddp":
+            # For the processes that Lightning starts with this command line: a newer one may be there by then.
+            sys.argv.append(f"--ckpt_path={checkpoint}")
         config.ckpt_path = None if checkpoint is None else str(checkpoint)
         if checkpoint is not None and is_exported(checkpoint):
             if self.subcommand == "fit":

@@ -24,6 +24,8 @@ class StopSignals(SignalConnectorBase):
     of a handler. Here a signal only calls `request_stop` of the loop, which saves a checkpoint at its next step.
     """
 
+    _interrupts = 0
+
     def register_signal_handlers(self) -> None:
         """Handle the signals from now on, until `teardown`."""
         # Handlers can be set in the main thread only; elsewhere signals keep their meaning.
@@ -39,8 +41,10 @@ class StopSignals(SignalConnectorBase):
         return {signal.SIGUSR1} if "SLURM_JOB_ID" in os.environ else set()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if not self.trainer.fit_loop.request_stop(signal.Signals(number)) and number == signal.SIGINT:  # type: ignore[attr-defined]
-            raise KeyboardInterrupt  # a second Ctrl-C
+        self.trainer.fit_loop.request_stop(signal.Signals(number))  # type: ignore[attr-defined]
+        self._interrupts += number == signal.SIGINT
+        if self._interrupts > 1:
+            raise KeyboardInterrupt
 
 
 def requeue() -> None:

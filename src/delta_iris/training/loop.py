@@ -342,24 +342,20 @@ class CollectTrainLoop(FitLoopBase):
 
     # --- stopping and resuming ---
 
-    def request_stop(self, by: signal.Signals | None) -> bool:
-        """Stop after the present step.
+    def request_stop(self, by: signal.Signals | None) -> None:
+        """Stop after the present step. A further request changes nothing.
 
         Args:
             by: the signal that asks for it; None where the time is over.
-
-        Returns:
-            whether it was the first request.
         """
         if self._stop_requested:
-            return False
+            return
         self._stop_requested, self.stop_signal = True, by
         again = " (Ctrl-C again to stop at once)" if by == signal.SIGINT else ""
         reason = f"{by.name}: stopping" if by else "max_time is over: stopping"
         if self.trainer.is_global_zero:
             # Not through a buffered stream: a signal's handler may interrupt one that is being written to.
             os.write(2, f"\n{reason} after this step, with a checkpoint{again} …\n".encode())
-        return True
 
     @property
     def stop_requested(self) -> bool:

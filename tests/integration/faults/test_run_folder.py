@@ -116,6 +116,17 @@ def test_another_game_is_refused_and_nothing_is_changed(finished: Path) -> None:
     assert contents(finished / RUN) == before
 
 
+def test_a_checkpoint_among_those_of_another_run_is_refused_and_nothing_is_changed(
+    finished: Path, tmp_path: Path
+) -> None:
+    fit("--trainer.max_epochs", 1, "--seed_everything", 5, cwd=tmp_path)
+    stray = tmp_path / RUN / "checkpoints" / "stray.ckpt"
+    stray.write_bytes((finished / RUN / "checkpoints" / "last.ckpt").read_bytes())
+    before = contents(tmp_path / RUN)
+    assert "the replay belongs to another run" in fit("--ckpt_path", stray, cwd=tmp_path, status=2)
+    assert contents(tmp_path / RUN) == before
+
+
 @pytest.mark.parametrize(
     "loggers",
     [
