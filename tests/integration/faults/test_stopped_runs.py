@@ -55,10 +55,14 @@ def test_a_stopped_run_ends_as_one_that_was_never_stopped(
     output = fit(*strike(activity, epoch, step, name), cwd=tmp_path, status=-signal.SIGKILL if killed else 143)
     run = tmp_path / RUN
     if not killed:
-        assert "Resume with:\n  --ckpt_path lightning_logs/tiny/version_0/checkpoints/interrupted.ckpt" in output
-    resume = ["--ckpt_path", "last"] if list((run / "checkpoints").glob("*.ckpt")) else ["--version", "again"]
+        resume = ["--ckpt_path", str(RUN / "checkpoints" / "interrupted.ckpt")]
+        assert f"Resume with:\n  {' '.join(resume)}" in output
+    elif list((run / "checkpoints").glob("*.ckpt")):
+        resume = ["--ckpt_path", "last"]
+    else:
+        resume, run = ["--version", "again"], run.with_name("again")
     fit(*resume, cwd=tmp_path)
-    assert_equal_runs(run if "last" in resume else run.with_name("again"), unstopped)
+    assert_equal_runs(run, unstopped)
 
 
 def test_nothing_of_a_killed_run_outlives_it_or_the_next_start(tmp_path: Path) -> None:
