@@ -18,11 +18,11 @@ from functools import cache
 from importlib import import_module
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser, auto_cli, capture_parser
+from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
 
-from delta_iris.commands.cli import DeltaIrisCLI
-from delta_iris.commands.export import export
+from delta_iris.commands.cli import TOOLS_HELP, DeltaIrisCLI
+from delta_iris.commands.tools import TOOLS, tool_parser
 from delta_iris.commands.trainer_flags import FLAGS
 
 MARKER = re.compile(r"<!-- generated: (\w+) (\S+) -->")
@@ -63,6 +63,7 @@ class _Parsers(DeltaIrisCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> NoReturn:
         """Stop."""
+        parser.epilog = TOOLS_HELP
         self.main = parser
         raise _ParsersReady
 
@@ -108,9 +109,8 @@ def _help(command: str) -> str:
     if command == "delta-iris":
         parser = parsers.main
         parser.prog = "delta-iris"
-    elif command == "export":
-        parser = capture_parser(lambda: auto_cli(export, as_positional=True))
-        parser.prog = "python -m delta_iris.commands.export"
+    elif command in TOOLS:
+        parser = tool_parser(command)
     else:
         parser = parsers.commands[command]
         parser.prog = f"delta-iris {command}"

@@ -26,7 +26,7 @@ import yaml
 from PIL import Image, ImageSequence
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
-from delta_iris.commands.cli import main
+from delta_iris.commands.main import main
 from delta_iris.data.replay_reader import ReplayReader
 from delta_iris.errors import UserError
 from delta_iris.pretrained import export_agent, load_exported
@@ -236,7 +236,7 @@ def test_an_exported_agent_is_tested_without_its_run(trained: tuple[Path, str], 
     folder, _ = trained
     checkpoint, agent = folder / "checkpoints" / "last.ckpt", tmp_path / "agent"
     export_agent(checkpoint, agent, part_bytes=40_000)
-    export = [sys.executable, "-m", "delta_iris.commands.export", str(checkpoint), str(tmp_path / "again")]
+    export = [sys.executable, "-m", "delta_iris", "export", str(checkpoint), str(tmp_path / "again")]
     subprocess.run(export, check=True, timeout=120)
     assert len(list((tmp_path / "again").glob("weights-*.pt"))) == 1
     assert subprocess.run(export, check=False, timeout=120).returncode == 2

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import sys
-import threading
-from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, NoReturn
@@ -33,9 +30,9 @@ from delta_iris.commands.run_place import (
     place_resumed_run,
     requeued_checkpoint,
 )
+from delta_iris.commands.tools import TOOLS
 from delta_iris.commands.trainer_flags import check_trainer_flags
 from delta_iris.commands.trust import TrustOption
-from delta_iris.data.disk import is_disk_full
 from delta_iris.errors import UserError
 from delta_iris.pretrained import is_exported, load_exported
 from delta_iris.scratch import process_scratch
@@ -57,7 +54,7 @@ from delta_iris.training.loop import CollectTrainLoop, install_loops
 from delta_iris.training.run_folder import RunFolder, is_first_process
 from delta_iris.training.strategy import DeltaDDPStrategy
 
-__all__ = ["DeltaIrisCLI", "main"]
+__all__ = ["DeltaIrisCLI", "run_trainer"]
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "trainer.accelerator": "auto",
@@ -90,6 +87,8 @@ BEST_DEFAULTS: dict[str, Any] = {
     "save_on_train_epoch_end": True,
     "enable_version_counter": False,
 }
+
+TOOLS_HELP = "other commands: " + "; ".join(f"{name}: {text}" for name, text in TOOLS.items())
 
 
 class DeltaIrisCLI(LightningCLI):
@@ -142,6 +141,7 @@ class DeltaIrisCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; whatever the parser raises for a strange configuration becomes one message."""
+        parser.epilog = TOOLS_HELP
         with parser_errors():
             super().parse_arguments(parser, args)
 
@@ -327,75 +327,25 @@ def _to_plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
-def main(args: ArgsType = None) -> None:
-    """Run the command line.
-
-    A `UserError` becomes one message and exit status 2; Ctrl-C gives status 130, SIGTERM 143.
+def run_trainer(args: ArgsType = None) -> int:
+    """Run `fit`, `validate` or `test`.
 
     Args:
         args: of the command line; those of the process where None.
+
+    Returns:
+        exit status.
+
+    Raises:
+        UserError: if something is wrong that the user can put right.
     """
     quiet_libraries()
-    threading.excepthook = _report_thread
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
-    with _exit_on_sigterm():
-        try:
-            process_scratch()
-            if args is None:
-                # LightningCLI warns if it is given arguments while the process has some.
-                sys.argv[1:] = prepare_arguments(sys.argv[1:])
-            cli = DeltaIrisCLI(prepare_arguments(list(args)) if isinstance(args, list) else args)
-            sys.stdout.flush()
-        except UserError as error:
-            _fail(str(error))
-        except BrokenPipeError:
-            # What reads our output, such as `head`, has seen enough. Python would complain once more at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise SystemExit(141) from None
-        except KeyboardInterrupt:
-            raise SystemExit(130) from None
-        except SystemExit as error:
-            if isinstance(error.__context__, KeyboardInterrupt):  # Lightning makes it a failure
-                raise SystemExit(130) from None
-            raise
-        except OSError as error:
-            if not is_disk_full(error):
-                raise
-            where = f" ({error.filename})" if error.filename else ""
-            _fail(
-                f"the disk is full{where}: free some space, then resume with --ckpt_path last if a checkpoint was "
-                "saved, which is whole"
-            )
+    if args is None:
+        # LightningCLI warns if it is given arguments while the process has some.
+        sys.argv[1:] = prepare_arguments(sys.argv[1:])
+    cli = DeltaIrisCLI(prepare_arguments(list(args)) if isinstance(args, list) else args)
     loop = cli.trainer.fit_loop
-    if isinstance(loop, CollectTrainLoop) and loop.exit_status:
-        # Lightning's first process would take the status of another one for a failure, and kill everything.
-        raise SystemExit(loop.exit_status if is_first_process() else 0)
-
-
-def _report_thread(arguments: threading.ExceptHookArgs) -> None:
-    """Leave out what TensorBoard's writer raises on a full disk: it hands it on to the main thread."""
-    if arguments.exc_value is None or not is_disk_full(arguments.exc_value):
-        threading.__excepthook__(arguments)
-
-
-def _fail(message: str) -> NoReturn:
-    print(f"delta-iris: {message}", file=sys.stderr)
-    raise SystemExit(2) from None
-
-
-@contextlib.contextmanager
-def _exit_on_sigterm() -> Iterator[None]:
-    """End with status 143 where nothing handles the signal otherwise, and clean up on the way."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(number: int, frame: object) -> NoReturn:
-        raise SystemExit(143)
-
-    previous = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    # Lightning's first process would take the status of another one for a failure, and kill everything.
+    return loop.exit_status if isinstance(loop, CollectTrainLoop) and is_first_process() else 0

@@ -1,0 +1,74 @@
+"""The commands that do not train: each is one documented function, from whose signature its options are made."""
+
+from __future__ import annotations
+
+import inspect
+from importlib import import_module
+from typing import Any, NoReturn, get_origin, get_type_hints
+
+from jsonargparse import ArgumentParser
+
+from delta_iris.commands.config_errors import shorten_parser_message
+from delta_iris.errors import UserError
+
+__all__ = ["TOOLS", "run_tool", "tool_parser"]
+
+TOOLS = {
+    "export": "write the agent of a checkpoint as safetensors",
+}
+"""What each command does. `<name>` is the function of that name in `delta_iris.commands.<name>`."""
+
+
+class _Parser(ArgumentParser):
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UserError(shorten_parser_message(message)) from ex
+
+
+def tool_parser(name: str) -> ArgumentParser:
+    """The parser of a command. Parameters without a default are positional, and a list takes one value or more.
+
+    Args:
+        name: of the command.
+    """
+    function = _function(name)
+    parser = _Parser(prog=f"delta-iris {name}", description=_summary(function))
+    hints = get_type_hints(function)
+    required = [each for each, value in inspect.signature(function).parameters.items() if value.default is value.empty]
+    lists = {each for each in required if get_origin(hints[each]) is list}
+    helps = {each: text for each, text in _argument_texts(function).items() if each in lists}
+    for each in lists:
+        parser.add_argument(each, nargs="+", type=hints[each].__args__[0], help=helps.get(each))
+    parser.add_function_arguments(function, as_positional=True, skip={*lists}, fail_untyped=True)
+    return parser
+
+
+def run_tool(name: str, args: list[str]) -> int:
+    """Run a command.
+
+    Args:
+        name: of the command.
+        args: that follow it on the command line.
+
+    Returns:
+        exit status.
+
+    Raises:
+        UserError: if an argument is invalid, or whatever the command says.
+    """
+    config = tool_parser(name).parse_args(args)
+    _function(name)(**vars(config))
+    return 0
+
+
+def _function(name: str) -> Any:
+    return getattr(import_module(f"delta_iris.commands.{name}"), name)
+
+
+def _summary(function: Any) -> str:
+    return inspect.cleandoc(function.__doc__).split("\n\nArgs:")[0]
+
+
+def _argument_texts(function: Any) -> dict[str, str]:
+    from docstring_parser import parse
+
+    return {each.arg_name: each.description or "" for each in parse(function.__doc__).params}
