@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from torch import nn
 
 from delta_iris.actor_critic.policy import FramePolicy
@@ -104,14 +107,59 @@ def test_weights_survive_up_to_bf16_and_the_codebook_exactly(original: tuple[Del
 def test_parts_stay_below_their_size_and_hold_no_optimizer_or_target(exported: Path) -> None:
     about = json.loads((exported / "about.json").read_text())
     assert len(about["parts"]) > 1
-    parts = [torch.load(exported / name, weights_only=True) for name in about["parts"]]
+    parts = [load_file(exported / name) for name in about["parts"]]
     for part in parts:
         assert len(part) == 1 or sum(value.nbytes for value in part.values()) <= 100_000
     assert not any(".target." in name for part in parts for name in part)
+    # What other programs read: each tensor's file.
+    index = json.loads((exported / "model.safetensors.index.json").read_text())["weight_map"]
+    assert index == {name: file for file, part in zip(about["parts"], parts, strict=True) for name in part}
     assert about["frames_collected"] == 700
     assert is_exported(exported)
     assert not is_exported(exported.parent)
     assert yaml.safe_load((exported / "config.yaml").read_text()) == about["configuration"]
+
+
+def test_a_file_that_is_no_safetensors_gives_one_message(exported: Path) -> None:
+    for content in (b"", b"\xff" * 100, b"\x08\0\0\0\0\0\0\0" + b"{" * 8, (1 << 62).to_bytes(8, "little") + b"{}"):
+        path = next(exported.glob("*.safetensors"))
+        path.write_bytes(content)
+        parts = {path.name: hashlib.sha256(content).hexdigest()}
+        edit_about(exported, lambda about: about["parts"].update(parts))  # noqa: B023  (called at once)
+        with pytest.raises(UserError, match="is damaged or not a safetensors file") as raised:
+            load_pretrained(exported)
+        assert str(path) in str(raised.value)
+
+
+def test_weights_of_version_0_2_load(exported: Path) -> None:
+    expected = load_exported(exported)["state_dict"]
+    parts = {}
+    for number, path in enumerate(sorted(exported.glob("*.safetensors")), start=1):
+        old = exported / f"weights-{number}-of-9.pt"
+        torch.save(load_file(path), old)
+        parts[old.name] = hashlib.sha256(old.read_bytes()).hexdigest()
+        path.unlink()
+    edit_about(exported, lambda about: about.update(parts=parts))
+    weights = load_exported(exported)["state_dict"]
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in weights.items())
+
+
+@pytest.mark.parametrize("frames", [700, 699])
+def test_the_model_card_says_what_this_checkpoint_scored(
+    original: tuple[DeltaIris, Path], tmp_path: Path, frames: int
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(original[1].parents[1], run)
+    (run / "evaluation").mkdir()
+    results = {"reward": [1.0, 2.0, 6.0], "xs": [frames] * 3}
+    (run / "evaluation" / "last.json").write_text(json.dumps(results))
+    export_agent(run / "checkpoints" / "last.ckpt", tmp_path / "agent")
+    card = (tmp_path / "agent" / "README.md").read_text()
+    assert "`delta_iris/Crafter-v1`, trained on 700 frames" in card
+    # 1.96 · √(7 / 3): the variance of the three is 7.
+    score = "3.00 ± 2.99 (95 %, 3 test episodes)" if frames == 700 else "not measured"
+    assert f"| return | {score}" in card
 
 
 def test_exporting_twice_gives_the_same_weights(exported: Path, tmp_path: Path) -> None:
@@ -238,14 +286,14 @@ def test_a_callable_that_is_named_without_class_path_is_not_imported(exported: P
 
 
 def flip_a_byte(folder: Path) -> None:
-    path = next(folder.glob("*.pt"))
+    path = next(folder.glob("*.safetensors"))
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
 def replace_by_pipe(folder: Path) -> None:
-    path = next(folder.glob("*.pt"))
+    path = next(folder.glob("*.safetensors"))
     path.unlink()
     os.mkfifo(path)
 
@@ -254,7 +302,7 @@ def replace_by_pipe(folder: Path) -> None:
     ("damage", "message"),
     [
         (flip_a_byte, "is damaged (its SHA-256 is not that of about.json)"),
-        (lambda folder: next(folder.glob("*.pt")).unlink(), "is not an exported agent: weights-1-of-"),
+        (lambda folder: next(folder.glob("*.safetensors")).unlink(), "is not an exported agent: model-0000"),
         (lambda folder: (folder / "about.json").unlink(), "is not an exported agent: about.json is missing"),
         (lambda folder: (folder / "about.json").write_text("{"), "is damaged or not an exported agent"),
         (lambda folder: (folder / "about.json").write_text("[]"), "is damaged or not an exported agent"),

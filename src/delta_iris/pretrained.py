@@ -1,4 +1,4 @@
-"""Exported agents: weights in bf16, in parts that any code host accepts, with their configuration."""
+"""Exported agents: weights in bf16 as safetensors, in parts that any code host accepts, with their configuration."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import save_torch_state_dict
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from delta_iris.data.segment import to_float
 from delta_iris.errors import UserError
 from delta_iris.files import open_regular, read_text
 from delta_iris.legacy import is_legacy_configuration, upgrade_configuration, upgrade_weights
+from delta_iris.model_card import model_card
 from delta_iris.training.checkpoint import (
     check_frames,
     check_weights,
@@ -36,7 +40,9 @@ __all__ = ["Agent", "export_agent", "is_exported", "load_exported", "load_pretra
 
 PART_BYTES = 15_000_000
 ABOUT = "about.json"
-PART = r"weights-[0-9]{1,5}-of-[0-9]{1,5}\.pt"
+CARD = "README.md"
+PART = r"model(-[0-9]{5}-of-[0-9]{5})?\.safetensors|weights-[0-9]{1,5}-of-[0-9]{1,5}\.pt"
+"""Names of the files with weights: what `huggingface_hub` calls them, and what version 0.2 did."""
 MAX_PARTS = 10_000
 ADVICE = 'if you trust the code of {package}, add it: load_pretrained(folder, trust=["{package}"])'
 NETWORK, TARGET = "actor_critic.network.", "actor_critic.target."
@@ -46,7 +52,8 @@ def export_agent(checkpoint: Path, folder: Path, part_bytes: int = PART_BYTES) -
     """Write the agent of a checkpoint to a new folder.
 
     Optimizers and the target network are left out, because acting does not need them. Weights are rounded to bf16, but
-    for the codebook. `about.json` lists the parts with their SHA-256, the frames trained on and the configuration.
+    for the codebook. `about.json` lists the parts with their SHA-256, the frames trained on and the configuration. A
+    model card, README.md, says what the agent scores where `delta-iris test` has measured this checkpoint.
 
     Args:
         checkpoint: of a run, `<run>/checkpoints/….ckpt`.
@@ -62,30 +69,20 @@ def export_agent(checkpoint: Path, folder: Path, part_bytes: int = PART_BYTES) -
     if not config.is_file():
         raise UserError(f"{config} is missing: export from the run folder, which holds the configuration")
     folder.mkdir(parents=True, exist_ok=True)
-    parts: list[dict[str, Tensor]] = [{}]
-    room = part_bytes
-    for name, value in content["state_dict"].items():
-        if name.startswith(TARGET):
-            continue
-        rounded = value.to(torch.bfloat16) if value.dtype == torch.float32 and ".quantizer." not in name else value
-        rounded = rounded.clone()
-        if rounded.nbytes > room and parts[-1]:
-            parts.append({})
-            room = part_bytes
-        parts[-1][name] = rounded
-        room -= rounded.nbytes
-    files = {}
-    for number, part in enumerate(parts, start=1):
-        path = folder / f"weights-{number}-of-{len(parts)}.pt"
-        torch.save(part, path)
-        files[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    weights = {
+        name: value.to(torch.bfloat16) if value.dtype == torch.float32 and ".quantizer." not in name else value
+        for name, value in content["state_dict"].items()
+        if not name.startswith(TARGET)
+    }
+    save_torch_state_dict(weights, folder, max_shard_size=part_bytes)
     about = {
-        "parts": files,
+        "parts": {path.name: _digest(path) for path in sorted(folder.glob("*.safetensors"))},
         "frames_collected": content["frames_collected"],
         "configuration": content["configuration"],
     }
     (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
     shutil.copyfile(config, folder / "config.yaml")
+    (folder / CARD).write_text(model_card(content, checkpoint, folder.name))
 
 
 def is_exported(path: Path) -> bool:
@@ -112,10 +109,9 @@ def load_exported(folder: Path) -> dict[str, Any]:
         path = folder / name
         if not path.exists():
             raise UserError(f"{folder} is not an exported agent: {name} is missing")
-        with open_regular(path) as file:
-            if _sha256(file) != digest:
-                raise UserError(f"{path} is damaged (its SHA-256 is not that of about.json): fetch it again")
-        weights |= load_tensors(path)
+        if _digest(path) != digest:
+            raise UserError(f"{path} is damaged (its SHA-256 is not that of about.json): fetch it again")
+        weights |= _load_part(path)
     try:
         if is_legacy_configuration(configuration):
             configuration, weights = upgrade_configuration(configuration), upgrade_weights(weights)
@@ -130,11 +126,22 @@ def load_exported(folder: Path) -> dict[str, Any]:
     return {"state_dict": weights | target, "configuration": configuration, "frames_collected": frames}
 
 
-def _sha256(file: BinaryIO) -> str:
+def _digest(path: Path) -> str:
     digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
+    with open_regular(path) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
+
+
+def _load_part(path: Path) -> dict[str, Tensor]:
+    if path.suffix != ".safetensors":
+        return load_tensors(path)
+    try:
+        weights: dict[str, Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged or not a safetensors file ({error}): fetch it again") from error
+    return weights
 
 
 def _read_about(folder: Path) -> dict[str, Any]:
@@ -152,7 +159,7 @@ def _read_about(folder: Path) -> dict[str, Any]:
     for name, digest in parts.items():
         if not re.fullmatch(PART, name) or not re.fullmatch(r"[0-9a-f]{64}", str(digest)):
             raise UserError(
-                f"{path} is damaged: {name[:100]!r} is not a part such as weights-1-of-1.pt with its SHA-256"
+                f"{path} is damaged: {name[:100]!r} is not a part such as model.safetensors with its SHA-256"
             )
     if not is_plain(configuration):
         raise UserError(f"{path} is damaged: its configuration is too large")

@@ -238,7 +238,7 @@ def test_an_exported_agent_is_tested_without_its_run(trained: tuple[Path, str], 
     export_agent(checkpoint, agent, part_bytes=40_000)
     export = [sys.executable, "-m", "delta_iris", "export", str(checkpoint), str(tmp_path / "again")]
     subprocess.run(export, check=True, timeout=120)
-    assert len(list((tmp_path / "again").glob("weights-*.pt"))) == 1
+    assert len(list((tmp_path / "again").glob("*.safetensors"))) == 1
     assert subprocess.run(export, check=False, timeout=120).returncode == 2
     content, whole = load_exported(agent), torch.load(checkpoint, weights_only=True)
     assert content["frames_collected"] == whole["frames_collected"] > 0
@@ -248,7 +248,7 @@ def test_an_exported_agent_is_tested_without_its_run(trained: tuple[Path, str], 
         is_rounded = ".quantizer." not in name and value.is_floating_point()
         expected = source.to(torch.bfloat16).float() if is_rounded else source
         assert torch.equal(content["state_dict"][name], expected), name
-    parts = sorted(agent.glob("weights-*.pt"))
+    parts = sorted(agent.glob("*.safetensors"))
     assert len(parts) > 2
     largest = 2 * max(value.numel() for value in whole["state_dict"].values())
     assert all(part.stat().st_size < max(largest, 40_000) + 20_000 for part in parts)  # with names and headers

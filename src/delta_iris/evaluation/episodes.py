@@ -9,7 +9,7 @@ from typing import Any
 from delta_iris.data.collector import EpisodeStats
 from delta_iris.evaluation.crafter_score import AchievementRates
 
-__all__ = ["Evaluation", "crafter_run", "evaluate_episodes"]
+__all__ = ["Evaluation", "crafter_run", "evaluate_episodes", "mean_and_interval"]
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,8 @@ class Evaluation:
 
 def evaluate_episodes(episodes: list[EpisodeStats]) -> Evaluation:
     """Compute the statistics of at least one episode."""
-    returns, lengths = [e.return_ for e in episodes], [e.length for e in episodes]
-    mean = sum(returns) / len(returns)
-    variance = sum((r - mean) ** 2 for r in returns) / max(1, len(returns) - 1)
+    lengths = [e.length for e in episodes]
+    mean, interval = mean_and_interval([e.return_ for e in episodes])
     counts = [e.achievements for e in episodes if e.achievements is not None]
     values: dict[str, float] = {}
     if counts:
@@ -71,12 +70,25 @@ def evaluate_episodes(episodes: list[EpisodeStats]) -> Evaluation:
     return Evaluation(
         episodes=len(episodes),
         return_mean=mean,
-        return_interval=1.96 * math.sqrt(variance / len(returns)),
+        return_interval=interval,
         length_mean=sum(lengths) / len(lengths),
         achievements_per_episode=values.pop("achievements_per_episode", None),
         score=values.pop("score", None),
         achievements=values,
     )
+
+
+def mean_and_interval(values: list[float]) -> tuple[float, float]:
+    """The mean of at least one value, and half the width of its 95% confidence interval (1.96 standard errors).
+
+    Raises:
+        ValueError: if there is no value.
+    """
+    if not values:
+        raise ValueError("no values")
+    mean = sum(values) / len(values)
+    variance = sum((value - mean) ** 2 for value in values) / max(1, len(values) - 1)
+    return mean, 1.96 * math.sqrt(variance / len(values))
 
 
 def crafter_run(episodes: list[EpisodeStats], task: str, method: str, seed: int, frames: int) -> dict[str, Any]:

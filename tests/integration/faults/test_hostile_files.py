@@ -421,7 +421,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @SHORT_AND_LONG
-@pytest.mark.parametrize("part", ["about.json", "weights-1-of-1.pt"])
+@pytest.mark.parametrize("part", ["about.json", "model.safetensors"])
 def test_a_damaged_agent_is_refused_or_loads(exported: Path, part: str, rounds: int) -> None:
     """What about.json says of the training may change unnoticed; a weight may not."""
     load_pretrained(exported)

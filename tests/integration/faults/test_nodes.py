@@ -62,7 +62,8 @@ def wait(nodes: Sequence[subprocess.Popen[str]], timeout: float = 240) -> list[s
                 os.killpg(node.pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_on_two_nodes_ends_with_one_of_them_and_resumes(tmp_path: Path, processes: int) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir()

@@ -33,6 +33,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_in_use_is_refused_by_name_and_a_new_run_takes_the_next_folder(tmp_path: Path) -> None:
     with subprocess.Popen(
         command("--trainer.max_epochs", 1000),

@@ -24,7 +24,7 @@ MOMENTS = [
     # Epoch 1 collects 100 steps of each environment, epoch 0 250; both have 4 batches of each phase of the world model.
     pytest.param("collect", 1, 37, "GROUP"),
     pytest.param("dynamics", 1, 1, "SIGKILL"),
-    pytest.param("test", 1, 11, "SIGTERM"),
+    pytest.param("test", 1, 11, "SIGTERM", marks=SLOW),
     pytest.param("save", 1, 0, "SIGKILL"),
     *[
         pytest.param(activity, epoch, step, name, marks=SLOW)
@@ -102,6 +102,7 @@ def _read(path: Path) -> bytes:
         return b""
 
 
+@pytest.mark.slow
 def test_max_time_ends_a_run_with_a_checkpoint_that_it_resumes_from(tmp_path: Path, unstopped: Path) -> None:
     output = fit("--trainer.max_time", "00:00:00:00", cwd=tmp_path)
     assert "max_time is over" in output
