@@ -127,6 +127,14 @@ class DeltaIrisCLI(LightningCLI):
             default=None,
             help="CPU threads that PyTorch computes with; one is fastest for small models. PyTorch decides where null.",
         )
+        parser.add_argument(
+            "--init_from",
+            type=str | None,
+            default=None,
+            help="exported agent or checkpoint whose weights a new fit starts from. The replay starts empty, the "
+            "agent collects the first epoch, and the frames it was trained on are counted on. A run that is resumed "
+            "does not read it again.",
+        )
         parser.add_argument("--trust", action=TrustOption)
         # The best first: the checkpoint that runs are resumed from then knows of it.
         parser.add_lightning_class_args(RunCheckpoint, "best_checkpoint")
@@ -184,12 +192,16 @@ class DeltaIrisCLI(LightningCLI):
             if self.subcommand == "fit":
                 raise UserError(
                     f"{checkpoint} is an exported agent, without the replay and optimizers that training needs: it can "
-                    "be tested; to resume, give a checkpoint of a run, <run>/checkpoints/last.ckpt"
+                    "be tested, and --init_from starts a new run with its weights; to resume, give a checkpoint of a "
+                    "run, <run>/checkpoints/last.ckpt"
                 )
             self._exported = load_exported(checkpoint), checkpoint
             config.ckpt_path = None
         elif checkpoint is not None:
             self._checkpoint = load_checkpoint(checkpoint)
+        elif config.init_from is not None and self.subcommand == "fit":
+            initial = Path(config.init_from)
+            self._initial = load_exported(initial) if is_exported(initial) else load_checkpoint(initial), initial
         if self.subcommand != "fit":
             trainer.logger = False
         elif trainer.get("fast_dev_run"):
@@ -208,6 +220,7 @@ class DeltaIrisCLI(LightningCLI):
 
     _checkpoint: dict[str, Any] | None = None
     _exported: tuple[dict[str, Any], Path] | None = None
+    _initial: tuple[dict[str, Any], Path] | None = None
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser whose errors are one line."""
@@ -252,11 +265,16 @@ class DeltaIrisCLI(LightningCLI):
         model.configuration = _to_plain({key: self._own[key].as_dict() for key in ("model", "data")})
         check_configuration(model, data, self.trainer.world_size)
         if self._exported is not None:
-            content, path = self._exported
-            check_weights(content, model.state_dict(), model.configuration, path)
-            model.load_state_dict(content["state_dict"])
-            model.frames_trained_on, model.exported_to = content["frames_collected"], path
+            model.exported_to = self._exported[1]
+            _load_weights(model, *self._exported)
             self._exported = None
+        if self._initial is not None:
+            content, path = self._initial
+            _load_weights(model, content, path)
+            loop = self.trainer.fit_loop
+            assert isinstance(loop, CollectTrainLoop)
+            loop.start_from(content["frames_collected"])
+            self._initial = None
         if self._checkpoint is not None:
             path = Path(self._own.ckpt_path)
             check_weights(self._checkpoint, model.state_dict(), model.configuration, path)
@@ -295,6 +313,12 @@ class DeltaIrisCLI(LightningCLI):
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         # Only tensors and plain values are ever loaded.
         return super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}
+
+
+def _load_weights(model: Learner, content: dict[str, Any], path: Path) -> None:
+    check_weights(content, model.state_dict(), model.configuration, path)
+    model.load_state_dict(content["state_dict"])
+    model.frames_trained_on = content["frames_collected"]
 
 
 def _raise_parser_error(message: str, ex: Exception | None = None) -> NoReturn:

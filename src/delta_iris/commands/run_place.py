@@ -21,7 +21,7 @@ from delta_iris.training.run_folder import RunFolder, newest_run
 __all__ = ["expand_paths", "find_checkpoint", "place_new_run", "place_resumed_run", "requeued_checkpoint"]
 
 ROOT = "lightning_logs"
-PATHS = ("ckpt_path", "trainer.default_root_dir", "data.recorded_episodes", "episodes.path")
+PATHS = ("ckpt_path", "init_from", "trainer.default_root_dir", "data.recorded_episodes", "episodes.path")
 
 
 def expand_paths(config: Namespace) -> None:

@@ -185,7 +185,7 @@ class CollectTrainLoop(FitLoopBase):
         self.stop_signal: signal.Signals | None = None
         self.interrupted_checkpoint: Path | None = None
         self.max_seconds: float | None = None
-        self.frames_collected = 0
+        self.frames_collected = self.initial_frames = 0
         self._stop_requested, self._started = False, time.monotonic()
         # The position in the epoch, saved with checkpoints.
         self._collected, self._phase_index, self._in_phase = False, 0, False
@@ -272,7 +272,7 @@ class CollectTrainLoop(FitLoopBase):
                 # Ranks collect equally many steps, but not in lockstep: each reacts to its own signals here.
                 return self.stop_requested
 
-            policy = None if epoch == 0 else learner.policy()
+            policy = None if epoch == 0 and not self.initial_frames else learner.policy()
             own = data.collect(policy, frames_wanted, schedule.epsilon, progress, lambda: self.stop_requested)
             if self.stop_agreed():
                 return
@@ -342,6 +342,14 @@ class CollectTrainLoop(FitLoopBase):
 
     # --- stopping and resuming ---
 
+    def start_from(self, frames: int) -> None:
+        """Count on from the frames that the weights of a new run were trained on; with any, they act from the start.
+
+        Args:
+            frames: collected by the runs before.
+        """
+        self.frames_collected = self.initial_frames = frames
+
     def request_stop(self, by: signal.Signals | None) -> None:
         """Stop after the present step. A further request changes nothing.
 
@@ -399,6 +407,7 @@ class CollectTrainLoop(FitLoopBase):
             "phase": self._phase_index,
             "in_phase": self._in_phase,
             "frames_collected": self.frames_collected,
+            "initial_frames": self.initial_frames,
         }
 
     def on_load_checkpoint(self, state_dict: dict[str, Any]) -> None:
@@ -406,3 +415,4 @@ class CollectTrainLoop(FitLoopBase):
         super().on_load_checkpoint(state_dict)
         self._collected, self._phase_index = state_dict["collected"], state_dict["phase"]
         self._in_phase, self.frames_collected = state_dict["in_phase"], state_dict["frames_collected"]
+        self.initial_frames = state_dict.get("initial_frames", 0)  # version 0.2 does not have it

@@ -45,7 +45,7 @@ class FinalReport(PhaseCallback):
             return
         if activity is not COLLECT:
             self._trained = result
-        elif trainer.current_epoch == 0:
+        elif trainer.current_epoch == 0 and not trainer.fit_loop.initial_frames:  # type: ignore[attr-defined]
             self._random = _mean_return(result)
 
     def on_fit_end(self, trainer: L.Trainer, module: Any) -> None:

@@ -1,0 +1,65 @@
+"""New runs that start from the weights of an agent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from delta_iris.data.replay_reader import ReplayReader
+from delta_iris.pretrained import export_agent, load_exported
+from tests.commands.config_helpers import TINY, parse_fit, stack
+from tests.integration.faults.runs import RUN, fit, scalars
+from tests.test_pretrained import build, save_run
+
+ACTION = 3
+ONLY_TOKENIZER = ["--model.schedule.dynamics.steps", "0", "--model.schedule.actor_critic.steps", "0"]
+
+
+@pytest.mark.parametrize("exported", [True, False])
+def test_a_run_starts_from_an_agent_that_collects_its_first_epoch(tmp_path: Path, exported: bool) -> None:
+    """The agent always takes the same action, so that what it collects can be told from a random player's frames."""
+    values = parse_fit(*stack(TINY))
+    system = build(values)
+    bias = system.get_parameter("actor_critic.network.actor.bias")
+    with torch.no_grad():
+        system.get_parameter("actor_critic.network.actor.weight").zero_()
+        bias.zero_()[ACTION] = 1000
+    source = save_run(tmp_path / "before", system, values)  # of 700 frames
+    expected = system.state_dict()
+    if exported:
+        export_agent(source, tmp_path / "agent")
+        source = tmp_path / "agent"
+        expected = load_exported(source)["state_dict"]
+
+    options = [*ONLY_TOKENIZER, "--model.schedule.collection.epsilon", "0"]
+    output = fit("--init_from", source, *options, "--trainer.max_epochs", "1", cwd=tmp_path)
+    assert "trained on 700 frames before" in output
+    run = tmp_path / RUN
+    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert content["state_dict"].keys() == expected.keys()
+    untrained = {name: value for name, value in content["state_dict"].items() if not name.startswith("tokenizer.")}
+    assert untrained
+    assert all(torch.equal(value, expected[name]) for name, value in untrained.items())
+    assert content["frames_collected"] == 700 + 500
+    reader = ReplayReader(run / "replay" / "rank_0", (64, 64, 3))
+    assert reader.num_episodes > 0
+    for number in range(reader.num_episodes):
+        assert set(reader.read(number, 0, reader.length(number)).actions.tolist()) == {ACTION}
+
+    # Without a look at the agent: its folder is gone.
+    source.rename(tmp_path / "elsewhere")
+    fit("--init_from", source, *options, "--ckpt_path", "last", cwd=tmp_path)
+    assert [step for step, _ in scalars(run)["train/return"]] == [1200, 1400]
+
+
+def test_weights_of_another_size_are_refused_by_the_key(tmp_path: Path) -> None:
+    values = parse_fit(*stack(TINY))
+    source = save_run(tmp_path / "before", build(values), values)
+    key = "--model.actor_critic.init_args.lstm_size"
+    message = fit("--init_from", source, key, "32", cwd=tmp_path, status=2)
+    assert str(source) in message
+    assert "lstm_size" in message
+    assert not (tmp_path / RUN).exists()
+    assert "there is no checkpoint nowhere" in fit("--init_from", "nowhere", cwd=tmp_path, status=2)
