@@ -173,14 +173,15 @@ class Agent:
     Args:
         system: the trained system.
         frames_trained_on: frames of experience that it has learned from.
+        configuration: `data` and `model` of its run.
 
     Attributes:
         system: its modules, such as `system.tokenizer` and `system.actor_critic`.
         world_model: what it imagines with; None if it is model-free.
     """
 
-    def __init__(self, system: Learner, frames_trained_on: int) -> None:
-        self.system, self.frames_trained_on = system.eval(), frames_trained_on
+    def __init__(self, system: Learner, frames_trained_on: int, configuration: dict[str, Any]) -> None:
+        self.system, self.frames_trained_on, self.configuration = system.eval(), frames_trained_on, configuration
         self.world_model = system.world_model
         self._policy = system.make_policy()
         self._memory: Any = None
@@ -203,17 +204,17 @@ class Agent:
 
 
 def load_pretrained(folder: Path | str, trust: Sequence[str] = ()) -> Agent:
-    """Load an exported agent.
+    """Load an exported agent, or the agent of a checkpoint.
 
     Args:
-        folder: that `export_agent` made.
+        folder: that `export_agent` made; or a checkpoint of a run, `<run>/checkpoints/….ckpt`.
         trust: top-level packages, besides this one, whose classes the configuration may name.
 
     Raises:
         UserError: if something is missing or damaged, or the configuration names a class of another package.
     """
     folder = Path(folder)
-    content = load_exported(folder)
+    content = load_checkpoint(folder) if folder.is_file() else load_exported(folder)
     configuration = content["configuration"]
     for key, value in walk(configuration["model"], "model"):
         # The parser takes the name of a class or a function in place of a group too.
@@ -229,7 +230,7 @@ def load_pretrained(folder: Path | str, trust: Sequence[str] = ()) -> Agent:
         if trust:
             check_weights(content, system.state_dict(), configuration, folder)
         system.load_state_dict(content["state_dict"])
-        return Agent(system, content["frames_collected"])
+        return Agent(system, content["frames_collected"], configuration)
 
 
 @contextmanager

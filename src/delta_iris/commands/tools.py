@@ -14,6 +14,7 @@ from delta_iris.errors import UserError
 __all__ = ["TOOLS", "run_tool", "tool_parser"]
 
 TOOLS = {
+    "dream": "write real, reconstructed and imagined frames side by side",
     "export": "write the agent of a checkpoint as safetensors",
 }
 """What each command does. `<name>` is the function of that name in `delta_iris.commands.<name>`."""

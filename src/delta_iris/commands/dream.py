@@ -1,0 +1,110 @@
+"""Show what an agent's world model imagines.
+
+    delta-iris dream pretrained/crafter_cnn
+
+plays the agent's game and writes `dream/dream.gif`, `.mp4` and `.png`: real, reconstructed and imagined frames of the
+same episode.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from delta_iris.data.replay_reader import ReplayReader
+from delta_iris.data.segment import SegmentBatch
+from delta_iris.envs.make import make_env
+from delta_iris.errors import UserError
+from delta_iris.evaluation.dream import dream_of
+from delta_iris.evaluation.video import label_panels, strip, write_gif, write_mp4
+from delta_iris.pretrained import Agent, load_pretrained
+
+__all__ = ["dream"]
+
+LABELS = ["real", "reconstructed", "imagined"]
+STRIP_COLUMNS = 12
+
+Episode = tuple[NDArray[np.uint8], NDArray[np.int64]]
+"""Frames (T, H, W, 3) and the actions (T,) chosen at them."""
+
+
+def dream(
+    agent: Path,
+    out: Path = Path("dream"),
+    replay: Path | None = None,
+    episode: int = 0,
+    seed: int = 0,
+    start: int = 0,
+    steps: int = 60,
+    fps: int = 10,
+) -> None:
+    """Write real, reconstructed and imagined frames of one episode side by side, as GIF, MP4 and PNG.
+
+    The world model sees the first frames; then it imagines under the actions of the real episode.
+
+    Args:
+        agent: an exported agent, or a checkpoint of a run.
+        out: folder for dream.gif, dream.mp4 and dream.png.
+        replay: a run folder or its replay, from which the episode is taken; the agent plays one where null.
+        episode: number of the episode in the replay.
+        seed: of the game that the agent plays, and of what is sampled.
+        start: first step of the episode that is shown.
+        steps: steps to show.
+        fps: frames a second of the animations.
+    """
+    if steps < 1 or start < 0 or fps < 1:
+        raise UserError(f"steps {steps}, start {start} and fps {fps}: they must be at least 1, 0 and 1")
+    loaded = load_pretrained(agent)
+    model, system = loaded.world_model, loaded.system
+    if model is None:
+        raise UserError(f"{agent} is an agent without a world model: it cannot imagine")
+    torch.manual_seed(seed)
+    stop = start + steps
+    frames, actions = _play(loaded, stop, seed) if replay is None else _read(loaded, replay, episode, stop)
+    frames, actions = frames[start:stop], actions[start:stop]
+    if len(frames) <= system.context:
+        raise UserError(
+            f"the episode has {len(frames)} steps from step {start} on, and imagination starts after "
+            f"{system.context}: choose a smaller start, or another episode or seed"
+        )
+    device = next(system.parameters()).device
+    result = dream_of(model, SegmentBatch.from_numpy(frames, actions), system.context, system.segment_length, device)
+    out.mkdir(parents=True, exist_ok=True)
+    panels = label_panels(list(result), LABELS)
+    write_gif(out / "dream.gif", panels, panels.shape[1], fps)
+    write_mp4(out / "dream.mp4", panels, fps)
+    strip(list(result), LABELS, STRIP_COLUMNS).save(out / "dream.png")
+    error = ((result.imagined.astype(np.float32) - result.real) / 255) ** 2
+    print(f"{len(frames)} steps, imagined from the {system.context + 1}th on")
+    print(f"mean squared error of imagined frames: {error[system.context :].mean():.4f}")
+    print(f"Written: {out}/dream.gif, {out}/dream.mp4 and {out}/dream.png")
+
+
+def _play(agent: Agent, steps: int, seed: int) -> Episode:
+    data = agent.configuration["data"]
+    env = make_env(data["environment"], **(data.get("environment_options") or {}))
+    frame, _ = env.reset(seed=seed)
+    agent.reset()
+    frames, actions = [], []
+    for _ in range(steps):
+        frames.append(np.asarray(frame))
+        actions.append(agent.act(frames[-1]))
+        frame, _, terminated, truncated, _ = env.step(actions[-1])
+        if terminated or truncated:
+            break
+    env.close()
+    return np.stack(frames), np.array(actions)
+
+
+def _read(agent: Agent, folder: Path, episode: int, stop: int) -> Episode:
+    height, width = agent.configuration["data"]["frame_size"]
+    candidates = [folder, folder / "rank_0", folder / "replay" / "rank_0"]
+    found = next((each for each in candidates if (each / "metadata.json").is_file()), folder)
+    reader = ReplayReader(found, (height, width, 3))
+    if not 0 <= episode < reader.num_episodes:
+        raise UserError(f"{found} has no episode {episode}: it holds {reader.num_episodes}")
+    steps = reader.read(episode, 0, min(stop, reader.length(episode)))
+    return steps.frames, steps.actions

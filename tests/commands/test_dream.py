@@ -1,0 +1,125 @@
+"""Tests of `delta-iris dream`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import imageio
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from delta_iris.commands.dream import dream
+from delta_iris.commands.main import main
+from delta_iris.data.segment import SegmentBatch
+from delta_iris.evaluation.dream import dream_of, to_images
+from delta_iris.pretrained import export_agent, load_pretrained
+from tests.commands.config_helpers import ROOT, TINY, parse_fit, stack
+from tests.test_pretrained import build, save_run
+
+CPU = torch.device("cpu")
+STEPS = 34  # longer than the model's segments of 21 steps
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dream")
+    values = parse_fit(*stack(TINY))
+    export_agent(save_run(folder / "run", build(values), values), folder / "agent")
+    return folder / "agent"
+
+
+def segment(steps: int) -> SegmentBatch:
+    random = np.random.default_rng(1)
+    return SegmentBatch.from_numpy(random.integers(0, 256, (steps, 64, 64, 3), np.uint8), random.integers(0, 17, steps))
+
+
+def test_a_dream_shows_the_same_steps_three_times(agent: Path) -> None:
+    loaded = load_pretrained(agent)
+    model, context = loaded.world_model, loaded.system.context
+    assert model is not None
+    longest = loaded.system.segment_length
+    whole = segment(STEPS)
+    torch.manual_seed(0)
+    result = dream_of(model, whole, context, longest, CPU)
+    real = whole.frames[0].permute(0, 2, 3, 1).numpy()
+    assert all(part.shape == real.shape for part in result)
+    assert np.array_equal(result.real, real)
+    assert np.array_equal(result.imagined[:context], real[:context])
+    assert not np.array_equal(result.imagined[context:], real[context:])
+    assert np.array_equal(result.reconstructed[0], real[0])
+    # Pieces overlap by the context, and the first is what the model makes of its steps alone.
+    assert np.array_equal(
+        result.reconstructed[1:longest], to_images(model.reconstruct(whole.slice_time(0, longest))[0])
+    )
+    first = longest - context
+    second = to_images(model.reconstruct(whole.slice_time(first, None))[0])
+    assert np.array_equal(result.reconstructed[longest:], second[context - 1 :])
+
+
+def test_imagination_does_not_depend_on_later_frames(agent: Path) -> None:
+    loaded = load_pretrained(agent)
+    model, context, longest = loaded.world_model, loaded.system.context, loaded.system.segment_length
+    assert model is not None
+    whole = segment(STEPS)
+    later = whole._replace(frames=whole.frames.clone())
+    later.frames[:, context:] = 0
+    torch.manual_seed(0)
+    first = dream_of(model, whole, context, longest, CPU)
+    torch.manual_seed(0)
+    second = dream_of(model, later, context, longest, CPU)
+    assert np.array_equal(first.imagined, second.imagined)
+
+
+def test_the_command_writes_an_animation_a_video_and_a_strip(agent: Path, tmp_path: Path) -> None:
+    main(["dream", str(agent), "--out", str(tmp_path), "--steps", "25", "--start", "2", "--fps", "5"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dream.gif", "dream.mp4", "dream.png"]
+    with Image.open(tmp_path / "dream.gif") as animation:
+        size = animation.size
+        assert animation.info["duration"] == 200
+    video: Any = imageio.get_reader(tmp_path / "dream.mp4")
+    with video:
+        assert video.get_meta_data()["fps"] == 5
+        assert video.get_meta_data()["size"] == size
+        assert video.count_frames() == 25
+    with Image.open(tmp_path / "dream.png") as strip:
+        assert strip.size == (110 + 12 * 66, 28 + 3 * 66)
+
+
+def test_the_same_seed_gives_the_same_dream(agent: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
+        dream(agent, tmp_path / name, seed=seed, steps=12)
+    content = [(tmp_path / name / "dream.png").read_bytes() for name in "abc"]
+    assert content[0] == content[1] != content[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "nowhere is not an exported agent"),
+        (["AGENT", "--steps", "0"], "steps 0"),
+        (["AGENT", "--steps", "6"], "the episode has 6 steps from step 0 on, and imagination starts after 6"),
+        (["AGENT", "--replay", "nowhere"], "nowhere"),
+        (["AGENT", "--steps", "many"], "steps"),
+        ([], "agent"),
+    ],
+)
+def test_bad_input_gives_one_line(
+    agent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    given = [str(agent) if each == "AGENT" else each for each in arguments]
+    with pytest.raises(SystemExit) as raised:
+        main(["dream", *given, "--out", str(tmp_path / "out")])
+    error = capsys.readouterr().err
+    assert raised.value.code == 2
+    assert message in error
+    assert error.startswith("delta-iris: ")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_shipped_agent_dreams_of_its_own_game(tmp_path: Path) -> None:
+    dream(ROOT / "pretrained" / "crafter_cnn", tmp_path, steps=8)
+    assert (tmp_path / "dream.gif").stat().st_size > 1000
