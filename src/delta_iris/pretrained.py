@@ -214,13 +214,15 @@ def load_pretrained(folder: Path | str, trust: Sequence[str] = ()) -> Agent:
         UserError: if something is missing or damaged, or the configuration names a class of another package.
     """
     folder = Path(folder)
-    content = load_checkpoint(folder) if folder.is_file() else load_exported(folder)
+    is_checkpoint = folder.is_file()
+    content = load_checkpoint(folder) if is_checkpoint else load_exported(folder)
+    source = folder if is_checkpoint else folder / ABOUT
     configuration = content["configuration"]
     for key, value in walk(configuration["model"], "model"):
         # The parser takes the name of a class or a function in place of a group too.
         if is_dotted_name(value):
-            refuse_foreign_name(value.strip(), f"{folder / ABOUT}: {key}", trust, ADVICE)
-    with _one_message(folder):
+            refuse_foreign_name(value.strip(), f"{source}: {key}", trust, ADVICE)
+    with _one_message(source):
         if not trust:
             # Without memory, so that a small file cannot ask for a large network; a stranger's code may not work so.
             with torch.device("meta"), at_most_parameters(2 * len(content["state_dict"]) + 100):
@@ -234,13 +236,13 @@ def load_pretrained(folder: Path | str, trust: Sequence[str] = ()) -> Agent:
 
 
 @contextmanager
-def _one_message(folder: Path) -> Iterator[None]:
+def _one_message(source: Path) -> Iterator[None]:
     """Turn whatever a strange configuration leads to into one message with the file's name."""
     try:
         yield
     except UserError as error:
-        named = str(folder) in str(error)
-        raise error if named else UserError(f"{folder / ABOUT} has an invalid configuration: {error}") from error
+        named = str(source.parent) in str(error)
+        raise error if named else UserError(f"{source} has an invalid configuration: {error}") from error
     except Exception as error:
         text = " ".join(str(error).split())[:300]
-        raise UserError(f"{folder / ABOUT} has an invalid configuration: {type(error).__name__}: {text}") from error
+        raise UserError(f"{source} has an invalid configuration: {type(error).__name__}: {text}") from error

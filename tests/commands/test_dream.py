@@ -11,9 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from delta_iris.commands.dream import dream
+from delta_iris.commands.dream import _read, dream
 from delta_iris.commands.main import main
+from delta_iris.data.replay import Replay
 from delta_iris.data.segment import SegmentBatch
+from delta_iris.errors import UserError
 from delta_iris.evaluation.dream import dream_of, to_images
 from delta_iris.pretrained import export_agent, load_pretrained
 from tests.commands.config_helpers import ROOT, TINY, parse_fit, stack
@@ -93,6 +95,24 @@ def test_the_same_seed_gives_the_same_dream(agent: Path, tmp_path: Path) -> None
         dream(agent, tmp_path / name, seed=seed, steps=12)
     content = [(tmp_path / name / "dream.png").read_bytes() for name in "abc"]
     assert content[0] == content[1] != content[2]
+
+
+@pytest.mark.parametrize("inside", ["", "replay", "replay/rank_0"])
+def test_an_episode_of_a_run_is_shown_as_recorded(agent: Path, tmp_path: Path, inside: str) -> None:
+    random = np.random.default_rng(2)
+    frames = random.integers(0, 256, (14, 64, 64, 3), np.uint8)
+    replay = Replay(tmp_path / "run" / "replay" / "rank_0", (64, 64, 3))
+    for number in range(2):
+        for t, frame in enumerate(frames):
+            replay.append(0, frame * np.uint8(number), 3, 0.0, t == 13, False)
+    replay.close()
+    loaded = load_pretrained(agent)
+    shown, actions = _read(loaded, tmp_path / "run" / inside, 1, 12)
+    assert np.array_equal(shown, frames[:12])
+    assert set(actions.tolist()) == {3}
+    dream(agent, tmp_path / "out", replay=tmp_path / "run" / inside, episode=1, steps=12)
+    with pytest.raises(UserError, match="has no episode 2: it holds 2"):
+        dream(agent, tmp_path / "out", replay=tmp_path / "run" / inside, episode=2)
 
 
 @pytest.mark.parametrize(

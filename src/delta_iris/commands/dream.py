@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from delta_iris.data.replay_format import ReplayFiles
 from delta_iris.data.replay_reader import ReplayReader
 from delta_iris.data.segment import SegmentBatch
 from delta_iris.envs.make import make_env
@@ -102,7 +103,7 @@ def _play(agent: Agent, steps: int, seed: int) -> Episode:
 def _read(agent: Agent, folder: Path, episode: int, stop: int) -> Episode:
     height, width = agent.configuration["data"]["frame_size"]
     candidates = [folder, folder / "rank_0", folder / "replay" / "rank_0"]
-    found = next((each for each in candidates if (each / "metadata.json").is_file()), folder)
+    found = next((each for each in candidates if ReplayFiles.of(each).index.is_file()), folder)
     reader = ReplayReader(found, (height, width, 3))
     if not 0 <= episode < reader.num_episodes:
         raise UserError(f"{found} has no episode {episode}: it holds {reader.num_episodes}")
