@@ -53,6 +53,13 @@ def save_run(run: Path, system: Learner, values: dict[str, Any]) -> Path:
     return checkpoint
 
 
+def export_tiny(folder: Path) -> Path:
+    """Export a random agent of the tests' configuration to a folder in a given one."""
+    values = parse_fit(*stack(TINY))
+    export_agent(save_run(folder / "run", build(values), values), folder / "agent")
+    return folder / "agent"
+
+
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> tuple[DeltaIris, Path]:
     """A system and its checkpoint."""
@@ -160,6 +167,29 @@ def test_the_model_card_says_what_this_checkpoint_scored(
     # 1.96 · √(7 / 3): the variance of the three is 7.
     score = "3.00 ± 2.99 (95 %, 3 test episodes)" if frames == 700 else "not measured"
     assert f"| return | {score}" in card
+
+
+def test_a_damaged_result_is_named_and_nothing_is_exported(original: tuple[DeltaIris, Path], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(original[1].parents[1], run)
+    (run / "evaluation").mkdir()
+    for content in ("{", "[]", '{"reward": [], "xs": []}'):
+        (run / "evaluation" / "last.json").write_text(content)
+        with pytest.raises(UserError, match=r"last\.json is damaged"):
+            export_agent(run / "checkpoints" / "last.ckpt", tmp_path / "agent")
+        assert not (tmp_path / "agent").exists()
+
+
+def test_a_checkpoint_with_another_configuration_is_named_and_not_exported(tmp_path: Path) -> None:
+    values = parse_fit(*stack(TINY))
+    system = build(values)
+    for number, configuration in enumerate(({}, {"data": [], "model": {}}, {"data": {"environment": "x"}})):
+        checkpoint = save_run(tmp_path / str(number), system, values)
+        content = torch.load(checkpoint, weights_only=True) | {"configuration": configuration}
+        torch.save(content, checkpoint)
+        with pytest.raises(UserError, match=r"last\.ckpt has an invalid configuration"):
+            export_agent(checkpoint, tmp_path / "agent")
+        assert not (tmp_path / "agent").exists()
 
 
 def test_exporting_twice_gives_the_same_weights(exported: Path, tmp_path: Path) -> None:

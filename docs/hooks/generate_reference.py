@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
 
-from delta_iris.commands.cli import TOOLS_HELP, DeltaIrisCLI
+from delta_iris.commands.cli import DeltaIrisCLI
 from delta_iris.commands.tools import TOOLS, tool_parser
 from delta_iris.commands.trainer_flags import FLAGS
 
@@ -63,7 +63,6 @@ class _Parsers(DeltaIrisCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> NoReturn:
         """Stop."""
-        parser.epilog = TOOLS_HELP
         self.main = parser
         raise _ParsersReady
 

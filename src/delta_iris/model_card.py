@@ -46,13 +46,16 @@ Weights are in bf16, but for the codebook. The optimizers and the target network
 """
 
 
-def model_card(checkpoint: dict[str, Any], path: Path, folder: str) -> str:
+def model_card(checkpoint: dict[str, Any], results: Path, folder: str) -> str:
     """Describe an agent in Markdown.
 
     Args:
         checkpoint: its content.
-        path: of the checkpoint in its run folder, next to whose `evaluation/` the measured return is looked up.
+        results: what `delta-iris test` has written of it, or would.
         folder: name of the folder of the exported agent.
+
+    Raises:
+        UserError: if the results are damaged.
     """
     data, frames = checkpoint["configuration"]["data"], checkpoint["frames_collected"]
     options = data.get("environment_options") or {}
@@ -62,22 +65,22 @@ def model_card(checkpoint: dict[str, Any], path: Path, folder: str) -> str:
         environment=data["environment"],
         system=checkpoint["configuration"]["model"].get("class_path", "").rpartition(".")[2],
         frames=frames,
-        score=_score(path, frames),
+        score=_score(results, frames),
         folder=folder,
         arguments=", ".join(arguments),
     )
 
 
-def _score(checkpoint: Path, frames: int) -> str:
-    results = checkpoint.parents[1] / "evaluation" / f"{checkpoint.stem}.json"
+def _score(results: Path, frames: int) -> str:
+    unmeasured = "not measured: `delta-iris test` does it"
     if not results.is_file():
-        return "not measured: `delta-iris test` does it"
+        return unmeasured
     try:
         run = json.loads(read_text(results))
         returns, trained_on = [float(each) for each in run["reward"]], set(run["xs"])
         mean, interval = mean_and_interval(returns)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{results} is damaged ({str(error)[:100]}): remove it, or test again") from error
-    if trained_on != {frames}:
-        return "not measured: `delta-iris test` does it"
+    if trained_on != {frames}:  # those of another checkpoint of this name
+        return unmeasured
     return f"{mean:.2f} ± {interval:.2f} (95 %, {len(returns)} test episodes)"

@@ -68,6 +68,11 @@ def export_agent(checkpoint: Path, folder: Path, part_bytes: int = PART_BYTES) -
         raise UserError(f"{folder} is a file or not empty: name a new folder")
     if not config.is_file():
         raise UserError(f"{config} is missing: export from the run folder, which holds the configuration")
+    results = run_folder(checkpoint) / "evaluation" / f"{checkpoint.stem}.json"
+    try:
+        card = model_card(content, results, folder.resolve().name)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{checkpoint} has an invalid configuration ({error})") from error
     folder.mkdir(parents=True, exist_ok=True)
     weights = {
         name: value.to(torch.bfloat16) if value.dtype == torch.float32 and ".quantizer." not in name else value
@@ -82,7 +87,7 @@ def export_agent(checkpoint: Path, folder: Path, part_bytes: int = PART_BYTES) -
     }
     (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
     shutil.copyfile(config, folder / "config.yaml")
-    (folder / CARD).write_text(model_card(content, checkpoint, folder.name))
+    (folder / CARD).write_text(card)
 
 
 def is_exported(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +12,23 @@ import pytest
 import torch
 from PIL import Image
 
-from delta_iris.commands.dream import _read, dream
+from delta_iris.commands.dream import dream, read_episode
 from delta_iris.commands.main import main
 from delta_iris.data.replay import Replay
-from delta_iris.data.segment import SegmentBatch
+from delta_iris.data.segment import SegmentBatch, to_images
 from delta_iris.errors import UserError
-from delta_iris.evaluation.dream import dream_of, to_images
-from delta_iris.pretrained import export_agent, load_pretrained
-from tests.commands.config_helpers import ROOT, TINY, parse_fit, stack
-from tests.test_pretrained import build, save_run
+from delta_iris.evaluation.dream import dream_of
+from delta_iris.pretrained import load_pretrained
+from tests.commands.config_helpers import ROOT
+from tests.test_pretrained import edit_about, export_tiny
 
-CPU = torch.device("cpu")
 STEPS = 34  # longer than the model's segments of 21 steps
 
 
 @pytest.fixture(scope="module")
 def agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dream")
-    values = parse_fit(*stack(TINY))
-    export_agent(save_run(folder / "run", build(values), values), folder / "agent")
-    return folder / "agent"
+    return export_tiny(folder)
 
 
 def segment(steps: int) -> SegmentBatch:
@@ -45,7 +43,7 @@ def test_a_dream_shows_the_same_steps_three_times(agent: Path) -> None:
     longest = loaded.system.segment_length
     whole = segment(STEPS)
     torch.manual_seed(0)
-    result = dream_of(model, whole, context, longest, CPU)
+    result = dream_of(model, whole, context, longest)
     real = whole.frames[0].permute(0, 2, 3, 1).numpy()
     assert all(part.shape == real.shape for part in result)
     assert np.array_equal(result.real, real)
@@ -69,9 +67,9 @@ def test_imagination_does_not_depend_on_later_frames(agent: Path) -> None:
     later = whole._replace(frames=whole.frames.clone())
     later.frames[:, context:] = 0
     torch.manual_seed(0)
-    first = dream_of(model, whole, context, longest, CPU)
+    first = dream_of(model, whole, context, longest)
     torch.manual_seed(0)
-    second = dream_of(model, later, context, longest, CPU)
+    second = dream_of(model, later, context, longest)
     assert np.array_equal(first.imagined, second.imagined)
 
 
@@ -107,7 +105,7 @@ def test_an_episode_of_a_run_is_shown_as_recorded(agent: Path, tmp_path: Path, i
             replay.append(0, frame * np.uint8(number), 3, 0.0, t == 13, False)
     replay.close()
     loaded = load_pretrained(agent)
-    shown, actions = _read(loaded, tmp_path / "run" / inside, 1, 12)
+    shown, actions = read_episode(loaded, tmp_path / "run" / inside, 1, 12)
     assert np.array_equal(shown, frames[:12])
     assert set(actions.tolist()) == {3}
     dream(agent, tmp_path / "out", replay=tmp_path / "run" / inside, episode=1, steps=12)
@@ -119,8 +117,9 @@ def test_an_episode_of_a_run_is_shown_as_recorded(agent: Path, tmp_path: Path, i
     ("arguments", "message"),
     [
         (["nowhere"], "nowhere is not an exported agent"),
-        (["AGENT", "--steps", "0"], "steps 0"),
+        (["AGENT", "--steps", "0"], "steps is 0: it must be between 1 and 1000"),
         (["AGENT", "--steps", "6"], "the episode has 6 steps from step 0 on, and imagination starts after 6"),
+        (["AGENT", "--fps", "51"], "fps is 51"),
         (["AGENT", "--replay", "nowhere"], "nowhere"),
         (["AGENT", "--steps", "many"], "steps"),
         ([], "agent"),
@@ -138,6 +137,20 @@ def test_bad_input_gives_one_line(
     assert error.startswith("delta-iris: ")
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_an_agent_cannot_have_a_module_imported(
+    agent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trusted: bool
+) -> None:
+    folder = tmp_path / "agent"
+    shutil.copytree(agent, folder)
+    edit_about(folder, lambda about: about["configuration"]["data"].update(environment="strangers_game:Game-v0"))
+    (tmp_path / "strangers_game.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SystemExit if trusted else UserError) as raised:
+        dream(folder, tmp_path / "out", trust="strangers_game" if trusted else None)
+    assert ("imported" if trusted else "add --trust strangers_game") in str(raised.value)
 
 
 def test_the_shipped_agent_dreams_of_its_own_game(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ ONLY_TOKENIZER = ["--model.schedule.dynamics.steps", "0", "--model.schedule.acto
 
 @pytest.mark.parametrize("exported", [True, False])
 def test_a_run_starts_from_an_agent_that_collects_its_first_epoch(tmp_path: Path, exported: bool) -> None:
-    """The agent always takes the same action, so that what it collects can be told from a random player's frames."""
+    """The agent always takes the same action, which a random player does not."""
     values = parse_fit(*stack(TINY))
     system = build(values)
     bias = system.get_parameter("actor_critic.network.actor.bias")
@@ -35,7 +35,7 @@ def test_a_run_starts_from_an_agent_that_collects_its_first_epoch(tmp_path: Path
 
     options = [*ONLY_TOKENIZER, "--model.schedule.collection.epsilon", "0"]
     output = fit("--init_from", source, *options, "--trainer.max_epochs", "1", cwd=tmp_path)
-    assert "trained on 700 frames before" in output
+    assert "trained on 700 frames, from which this run counts" in output
     run = tmp_path / RUN
     content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert content["state_dict"].keys() == expected.keys()

@@ -98,7 +98,14 @@ class DeltaIrisCLI(LightningCLI):
         self._run: RunFolder | None = None
         self._accepted = False
         try:
-            super().__init__(Learner, ReplayDataModule, subclass_mode_model=True, save_config_callback=None, args=args)
+            super().__init__(
+                Learner,
+                ReplayDataModule,
+                subclass_mode_model=True,
+                save_config_callback=None,
+                parser_kwargs={"epilog": TOOLS_HELP},
+                args=args,
+            )
         finally:
             if self._run is not None and self._accepted:
                 self._run.release()
@@ -132,8 +139,8 @@ class DeltaIrisCLI(LightningCLI):
             type=str | None,
             default=None,
             help="exported agent or checkpoint whose weights a new fit starts from. The replay starts empty, the "
-            "agent collects the first epoch, and the frames it was trained on are counted on. A run that is resumed "
-            "does not read it again.",
+            "agent collects the first epoch, and frames are counted from those that it was trained on. A run that is "
+            "resumed does not read it again.",
         )
         parser.add_argument("--trust", action=TrustOption)
         # The best first: the checkpoint that runs are resumed from then knows of it.
@@ -149,7 +156,6 @@ class DeltaIrisCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; whatever the parser raises for a strange configuration becomes one message."""
-        parser.epilog = TOOLS_HELP
         with parser_errors():
             super().parse_arguments(parser, args)
 

@@ -14,16 +14,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from delta_iris.commands.trust import check_file
 from delta_iris.data.replay_format import ReplayFiles
 from delta_iris.data.replay_reader import ReplayReader
 from delta_iris.data.segment import SegmentBatch
 from delta_iris.envs.make import make_env
 from delta_iris.errors import UserError
 from delta_iris.evaluation.dream import dream_of
-from delta_iris.evaluation.video import label_panels, strip, write_gif, write_mp4
+from delta_iris.evaluation.video import MAX_FRAMES, label_panels, strip, write_gif, write_mp4
 from delta_iris.pretrained import Agent, load_pretrained
 
-__all__ = ["dream"]
+__all__ = ["dream", "play_episode", "read_episode"]
 
 LABELS = ["real", "reconstructed", "imagined"]
 STRIP_COLUMNS = 12
@@ -41,6 +42,7 @@ def dream(
     start: int = 0,
     steps: int = 60,
     fps: int = 10,
+    trust: str | None = None,
 ) -> None:
     """Write real, reconstructed and imagined frames of one episode side by side, as GIF, MP4 and PNG.
 
@@ -53,26 +55,34 @@ def dream(
         episode: number of the episode in the replay.
         seed: of the game that the agent plays, and of what is sampled.
         start: first step of the episode that is shown.
-        steps: steps to show.
-        fps: frames a second of the animations.
+        steps: steps to show, at most 1000.
+        fps: frames a second of the animations, at most 50.
+        trust: top-level packages, separated by commas, whose classes and environments the agent may name.
     """
-    if steps < 1 or start < 0 or fps < 1:
-        raise UserError(f"steps {steps}, start {start} and fps {fps}: they must be at least 1, 0 and 1")
-    loaded = load_pretrained(agent)
+    for name, value, least, most in (("steps", steps, 1, MAX_FRAMES), ("fps", fps, 1, 50), ("start", start, 0, 10**9)):
+        if not least <= value <= most:
+            raise UserError(f"{name} is {value}: it must be between {least} and {most}")
+    packages = trust.split(",") if trust else []
+    loaded = load_pretrained(agent, packages)
+    # Of a stranger's file too: the id of an environment can name a module to import.
+    check_file({"data": loaded.configuration["data"]}, str(agent), packages)
     model, system = loaded.world_model, loaded.system
     if model is None:
         raise UserError(f"{agent} is an agent without a world model: it cannot imagine")
     torch.manual_seed(seed)
     stop = start + steps
-    frames, actions = _play(loaded, stop, seed) if replay is None else _read(loaded, replay, episode, stop)
+    if replay is None:
+        frames, actions = play_episode(loaded, stop, seed)
+    else:
+        frames, actions = read_episode(loaded, replay, episode, stop)
     frames, actions = frames[start:stop], actions[start:stop]
     if len(frames) <= system.context:
         raise UserError(
             f"the episode has {len(frames)} steps from step {start} on, and imagination starts after "
             f"{system.context}: choose a smaller start, or another episode or seed"
         )
-    device = next(system.parameters()).device
-    result = dream_of(model, SegmentBatch.from_numpy(frames, actions), system.context, system.segment_length, device)
+    segment = SegmentBatch.from_numpy(frames, actions)
+    result = dream_of(model, segment, system.context, system.segment_length)
     out.mkdir(parents=True, exist_ok=True)
     panels = label_panels(list(result), LABELS)
     write_gif(out / "dream.gif", panels, panels.shape[1], fps)
@@ -84,7 +94,14 @@ def dream(
     print(f"Written: {out}/dream.gif, {out}/dream.mp4 and {out}/dream.png")
 
 
-def _play(agent: Agent, steps: int, seed: int) -> Episode:
+def play_episode(agent: Agent, steps: int, seed: int) -> Episode:
+    """Let an agent play its game.
+
+    Args:
+        agent: plays.
+        steps: largest number of steps.
+        seed: of the game.
+    """
     data = agent.configuration["data"]
     env = make_env(data["environment"], **(data.get("environment_options") or {}))
     frame, _ = env.reset(seed=seed)
@@ -100,12 +117,25 @@ def _play(agent: Agent, steps: int, seed: int) -> Episode:
     return np.stack(frames), np.array(actions)
 
 
-def _read(agent: Agent, folder: Path, episode: int, stop: int) -> Episode:
+def read_episode(agent: Agent, folder: Path, episode: int, stop: int) -> Episode:
+    """Read the first steps of a recorded episode.
+
+    Args:
+        agent: whose frames have the size of those recorded.
+        folder: a run folder, its replay, or one process's part of it; the first process's is read.
+        episode: number of the episode.
+        stop: step to stop before.
+
+    Raises:
+        UserError: if there is no such replay or episode, or it is damaged.
+    """
     height, width = agent.configuration["data"]["frame_size"]
     candidates = [folder, folder / "rank_0", folder / "replay" / "rank_0"]
     found = next((each for each in candidates if ReplayFiles.of(each).index.is_file()), folder)
     reader = ReplayReader(found, (height, width, 3))
     if not 0 <= episode < reader.num_episodes:
         raise UserError(f"{found} has no episode {episode}: it holds {reader.num_episodes}")
+    if not reader.length(episode):
+        raise UserError(f"episode {episode} of {found} is damaged: choose another one")
     steps = reader.read(episode, 0, min(stop, reader.length(episode)))
     return steps.frames, steps.actions

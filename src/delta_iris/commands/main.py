@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from typing import NoReturn
 
+from delta_iris.commands.cli import run_trainer
 from delta_iris.commands.tools import TOOLS, run_tool
 from delta_iris.data.disk import is_disk_full
 from delta_iris.errors import UserError
@@ -31,7 +32,11 @@ def main(args: list[str] | None = None) -> None:
         try:
             process_scratch()
             given = sys.argv[1:] if args is None else args
-            status = run_tool(given[0], given[1:]) if given and given[0] in TOOLS else _run_trainer(args)
+            if given and given[0] in TOOLS:
+                run_tool(given[0], given[1:])
+                status = 0
+            else:
+                status = run_trainer(args)
             sys.stdout.flush()
         except UserError as error:
             _fail(str(error))
@@ -55,13 +60,6 @@ def main(args: list[str] | None = None) -> None:
             )
     if status:
         raise SystemExit(status)
-
-
-def _run_trainer(args: list[str] | None) -> int:
-    # Imported here: Lightning takes seconds, which the tools need not wait for.
-    from delta_iris.commands.cli import run_trainer
-
-    return run_trainer(args)
 
 
 def _report_thread(arguments: threading.ExceptHookArgs) -> None:

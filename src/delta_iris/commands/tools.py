@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from importlib import import_module
-from typing import Any, NoReturn, get_origin, get_type_hints
+from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
@@ -26,39 +26,29 @@ class _Parser(ArgumentParser):
 
 
 def tool_parser(name: str) -> ArgumentParser:
-    """The parser of a command. Parameters without a default are positional, and a list takes one value or more.
+    """The parser of a command. Parameters without a default are positional.
 
     Args:
         name: of the command.
     """
     function = _function(name)
     parser = _Parser(prog=f"delta-iris {name}", description=_summary(function))
-    hints = get_type_hints(function)
-    required = [each for each, value in inspect.signature(function).parameters.items() if value.default is value.empty]
-    lists = {each for each in required if get_origin(hints[each]) is list}
-    helps = {each: text for each, text in _argument_texts(function).items() if each in lists}
-    for each in lists:
-        parser.add_argument(each, nargs="+", type=hints[each].__args__[0], help=helps.get(each))
-    parser.add_function_arguments(function, as_positional=True, skip={*lists}, fail_untyped=True)
+    parser.add_function_arguments(function, as_positional=True)
     return parser
 
 
-def run_tool(name: str, args: list[str]) -> int:
+def run_tool(name: str, args: list[str]) -> None:
     """Run a command.
 
     Args:
         name: of the command.
         args: that follow it on the command line.
 
-    Returns:
-        exit status.
-
     Raises:
         UserError: if an argument is invalid, or whatever the command says.
     """
     config = tool_parser(name).parse_args(args)
     _function(name)(**vars(config))
-    return 0
 
 
 def _function(name: str) -> Any:
@@ -67,9 +57,3 @@ def _function(name: str) -> Any:
 
 def _summary(function: Any) -> str:
     return inspect.cleandoc(function.__doc__).split("\n\nArgs:")[0]
-
-
-def _argument_texts(function: Any) -> dict[str, str]:
-    from docstring_parser import parse
-
-    return {each.arg_name: each.description or "" for each in parse(function.__doc__).params}

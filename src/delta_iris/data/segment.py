@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["SegmentBatch", "SegmentIndex", "to_float"]
+__all__ = ["SegmentBatch", "SegmentIndex", "to_float", "to_images"]
 
 SegmentIndex = tuple[int, int]
 """Episode number and first step of a segment. The first step is negative if padding precedes the episode's start."""
@@ -86,3 +86,16 @@ def to_float(frames: Tensor) -> Tensor:
         frames: any shape, uint8 or floating point.
     """
     return frames.float() / 255 if frames.dtype == torch.uint8 else frames
+
+
+def to_images(frames: Tensor) -> NDArray[np.uint8]:
+    """Convert frames to images for NumPy.
+
+    Args:
+        frames: (..., 3, H, W) floats, clamped to [0, 1].
+
+    Returns:
+        (..., H, W, 3) uint8.
+    """
+    images: NDArray[np.uint8] = (frames.clamp(0, 1) * 255).round().byte().movedim(-3, -1).cpu().numpy()
+    return images

@@ -1,4 +1,4 @@
-"""A real episode beside what a world model makes of it: reconstructed, and imagined under the same actions."""
+"""Real frames, their reconstructions, and frames imagined under the same actions."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from delta_iris.data.segment import SegmentBatch
+from delta_iris.data.segment import SegmentBatch, to_images
 from delta_iris.evaluation.world_model import imagine_open_loop
 from delta_iris.world_models.base import WorldModel
 
@@ -21,7 +20,7 @@ class Dream(NamedTuple):
 
     Attributes:
         real: (T, H, W, 3) uint8.
-        reconstructed: (T, H, W, 3) uint8; the first frame is the real one, because a model only encodes changes.
+        reconstructed: (T, H, W, 3) uint8; the first frame is real, as `WorldModel.reconstruct` begins with the second.
         imagined: (T, H, W, 3) uint8; the first `context` frames are real.
     """
 
@@ -31,22 +30,19 @@ class Dream(NamedTuple):
 
 
 @torch.no_grad()
-def dream_of(
-    world_model: WorldModel[Any], segment: SegmentBatch, context: int, longest: int, device: torch.device
-) -> Dream:
+def dream_of(world_model: WorldModel[Any], segment: SegmentBatch, context: int, longest: int) -> Dream:
     """Reconstruct a segment, and imagine it under its own actions.
 
     Args:
         world_model: encodes, decodes and imagines.
-        segment: T > `context` consecutive steps, B = 1.
+        segment: T > `context` consecutive steps, B = 1, on the model's device.
         context: real frames that imagination starts from.
         longest: steps that the model reconstructs at once, more than `context`. Longer segments are reconstructed in
             pieces that begin `context` frames early.
-        device: of the model.
     """
-    segment = SegmentBatch(*(field.to(device) for field in segment))
     steps = segment.mask.shape[1]
-    pieces = [to_images(segment.frames[0, :1].float() / 255)]
+    real = segment.frames[0].permute(0, 2, 3, 1).cpu().numpy()
+    pieces = [real[:1]]
     done = 1
     while done < steps:
         first = max(0, done - context)
@@ -55,11 +51,4 @@ def dream_of(
         pieces.append(to_images(piece[done - first - 1 :]))
         done = min(first + longest, steps)
     imagined = imagine_open_loop(world_model, segment, context)[0]
-    real = segment.frames[0].permute(0, 2, 3, 1).cpu().numpy()
     return Dream(real, np.concatenate(pieces), np.concatenate([real[:context], to_images(imagined)]))
-
-
-def to_images(frames: Tensor) -> NDArray[np.uint8]:
-    """Convert frames (T, 3, H, W), floats in [0, 1], to (T, H, W, 3) uint8."""
-    images: NDArray[np.uint8] = (frames.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    return images

@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from delta_iris.data.segment import SegmentBatch
+from delta_iris.data.segment import SegmentBatch, to_images
 from delta_iris.imagination.rollout import ImaginedEnv
 from delta_iris.world_models.base import WorldModel
 
@@ -103,6 +103,4 @@ class ImaginedVectorEnv(VectorEnv[Frames, NDArray[np.int64], Any]):
         self._ages[index], self._ended[index] = 0, False
 
     def _frames(self) -> Frames:
-        frames = torch.cat([env.render() for env in self._envs])
-        array: Frames = (frames * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-        return array
+        return to_images(torch.cat([env.render() for env in self._envs]))

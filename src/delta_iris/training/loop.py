@@ -343,10 +343,10 @@ class CollectTrainLoop(FitLoopBase):
     # --- stopping and resuming ---
 
     def start_from(self, frames: int) -> None:
-        """Count on from the frames that the weights of a new run were trained on; with any, they act from the start.
+        """Begin a new run with trained weights: they act in its first epoch, instead of a random player.
 
         Args:
-            frames: collected by the runs before.
+            frames: that they were trained on, from which this run counts; with 0 the run begins like any other.
         """
         self.frames_collected = self.initial_frames = frames
 

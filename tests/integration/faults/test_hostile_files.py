@@ -29,12 +29,12 @@ from jsonargparse import ArgumentParser
 from delta_iris.commands.config_files import load_config, prepare_arguments
 from delta_iris.commands.trust import trusted_packages
 from delta_iris.errors import UserError
-from delta_iris.pretrained import export_agent, load_pretrained
+from delta_iris.pretrained import load_pretrained
 from delta_iris.training.checkpoint import check_weights, load_checkpoint
 from delta_iris.training.datamodule import ReplayDataModule
 from delta_iris.trust import enforce_trust
 from tests.commands.config_helpers import TINY, ParsedCommand, parse_fit, stack
-from tests.test_pretrained import build, save_run
+from tests.test_pretrained import export_tiny
 
 CONTENT: dict[str, Any] = {
     "state_dict": {"weight": torch.ones(50), "bias": torch.zeros(3)},
@@ -414,10 +414,7 @@ def test_a_damaged_configuration_is_refused_or_read(tmp_path: Path, rounds: int)
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small exported agent."""
-    folder = tmp_path_factory.mktemp("exported")
-    values = parse_fit(*stack(TINY))
-    export_agent(save_run(folder / "run", build(values), values), folder / "agent")
-    return folder / "agent"
+    return export_tiny(tmp_path_factory.mktemp("exported"))
 
 
 @SHORT_AND_LONG

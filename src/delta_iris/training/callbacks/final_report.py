@@ -9,7 +9,7 @@ import lightning as L
 import numpy as np
 import torch
 
-from delta_iris.data.segment import SegmentBatch
+from delta_iris.data.segment import SegmentBatch, to_images
 from delta_iris.envs.make import make_env
 from delta_iris.evaluation.video import compare_frames, write_gif
 from delta_iris.evaluation.world_model import imagine_open_loop
@@ -40,12 +40,13 @@ class FinalReport(PhaseCallback):
     def on_phase_end(
         self, trainer: L.Trainer, module: Any, activity: Activity, result: CollectionResult | PhaseResult
     ) -> None:
-        """Keep the returns: the first epoch is collected at random, and the last test episodes are the final ones."""
+        """Keep the returns: a first epoch is collected at random, and the last test episodes are the final ones."""
+        loop: Any = trainer.fit_loop
         if not isinstance(result, CollectionResult) or not result.episodes:
             return
         if activity is not COLLECT:
             self._trained = result
-        elif trainer.current_epoch == 0 and not trainer.fit_loop.initial_frames:  # type: ignore[attr-defined]
+        elif trainer.current_epoch == 0 and not loop.initial_frames:
             self._random = _mean_return(result)
 
     def on_fit_end(self, trainer: L.Trainer, module: Any) -> None:
@@ -88,8 +89,7 @@ class FinalReport(PhaseCallback):
         batches = [SegmentBatch.from_numpy(each.frames, each.actions) for each in steps]
         segment = SegmentBatch(*(torch.cat(fields).to(module.device) for fields in zip(*batches, strict=True)))
         imagined = imagine_open_loop(module.world_model, segment, module.context)
-        frames = (imagined * 255).round().byte().permute(0, 1, 3, 4, 2).cpu().numpy()
-        frames = np.concatenate([real[:, : module.context], frames], axis=1)
+        frames = np.concatenate([real[:, : module.context], to_images(imagined)], axis=1)
         write_gif(folder / "imagination.gif", compare_frames(real, frames))
 
 

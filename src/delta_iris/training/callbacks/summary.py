@@ -20,9 +20,9 @@ class RunSummary(L.Callback):
         if not trainer.is_global_zero:
             return
         lines: dict[str, str] = module.describe(trainer.max_epochs or 0)
-        if trainer.fit_loop.initial_frames:  # type: ignore[attr-defined]
-            frames = trainer.fit_loop.initial_frames  # type: ignore[attr-defined]
-            lines["initial weights"] = f"trained on {frames:,} frames before, which are counted on"
+        loop: Any = trainer.fit_loop
+        if loop.initial_frames:
+            lines["initial weights"] = f"trained on {loop.initial_frames:,} frames, from which this run counts"
         paths = trainer.datamodule.recorded_paths  # type: ignore[attr-defined]
         if paths:
             lines["recordings"] = f"{len(paths)} episodes of {paths[0].parent}, which the replay begins with"
