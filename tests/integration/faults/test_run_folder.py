@@ -165,6 +165,7 @@ def test_fast_dev_run_goes_through_everything_and_keeps_nothing(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_slurm_starts_a_run_again_that_it_has_warned(tmp_path: Path, finished: Path) -> None:
     """`scontrol` is a program of the cluster, which is not here: what it is called with is written down."""
     tools = tmp_path / "bin"

@@ -23,7 +23,7 @@ SLOW = pytest.mark.slow
 MOMENTS = [
     # Epoch 1 collects 100 steps of each environment, epoch 0 250; both have 4 batches of each phase of the world model.
     pytest.param("collect", 1, 37, "GROUP"),
-    pytest.param("dynamics", 1, 1, "SIGKILL"),
+    pytest.param("dynamics", 1, 1, "SIGKILL", marks=SLOW),
     pytest.param("test", 1, 11, "SIGTERM", marks=SLOW),
     pytest.param("save", 1, 0, "SIGKILL"),
     *[
