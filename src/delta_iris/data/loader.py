@@ -135,6 +135,10 @@ class SegmentLoader(DataLoader[SegmentBatch]):
         self.phase = phase
 
     def __iter__(self) -> Iterator[SegmentBatch]:  # type: ignore[override]
+        # Its first use imports a module and logs whatever is raised meanwhile, be it that a process has died: that
+        # would then be noticed only after `timeout`.
+        with torch.autograd.profiler.record_function("segments"):
+            pass
         with self._one_line():  # a process may die while the next one is started
             iterator = super().__iter__()
         return self._batches(iterator)
