@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from importlib import import_module
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser
+from docstring_parser import parse as parse_docstring
+from jsonargparse import ActionYesNo, ArgumentParser
 
 from delta_iris.commands.config_errors import shorten_parser_message
 from delta_iris.errors import UserError
@@ -16,6 +18,7 @@ __all__ = ["TOOLS", "run_tool", "tool_parser"]
 TOOLS = {
     "dream": "write real, reconstructed and imagined frames side by side",
     "export": "write the agent of a checkpoint as safetensors",
+    "play": "open a web page to play in the real game and inside the world model",
 }
 """What each command does. `<name>` is the function of that name in `delta_iris.commands.<name>`."""
 
@@ -26,14 +29,18 @@ class _Parser(ArgumentParser):
 
 
 def tool_parser(name: str) -> ArgumentParser:
-    """The parser of a command. Parameters without a default are positional.
+    """The parser of a command. Parameters without a default are positional; `--no_x` turns off a switch `x`.
 
     Args:
         name: of the command.
     """
     function = _function(name)
     parser = _Parser(prog=f"delta-iris {name}", description=_summary(function))
-    parser.add_function_arguments(function, as_positional=True)
+    switches = {each.name: each.default for each in _parameters(function) if isinstance(each.default, bool)}
+    parser.add_function_arguments(function, as_positional=True, skip={*switches})
+    helps = {each.arg_name: each.description for each in parse_docstring(function.__doc__ or "").params}
+    for switch, default in switches.items():
+        parser.add_argument(f"--{switch}", action=ActionYesNo(no_prefix="no_"), default=default, help=helps[switch])
     return parser
 
 
@@ -49,6 +56,10 @@ def run_tool(name: str, args: list[str]) -> None:
     """
     config = tool_parser(name).parse_args(args)
     _function(name)(**vars(config))
+
+
+def _parameters(function: Any) -> Iterable[inspect.Parameter]:
+    return inspect.signature(function).parameters.values()
 
 
 def _function(name: str) -> Any:
