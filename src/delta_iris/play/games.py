@@ -149,9 +149,10 @@ class RealGame:
         """The world model's tokens of the last transition; None at an episode's start or where it has none."""
         if self._world_model is None or self.step_count == 0:
             return None
-        # Encoded once a step, at the first request.
+        # Encoded once a step, at the first request, and without drawing any of the game's random numbers.
         if self._tokens[0] != self.step_count:
-            state, _ = self._world_model.observe(self._world_model.initial_state(1), self.segment(2))
+            with torch.random.fork_rng(devices=[]):
+                state, _ = self._world_model.observe(self._world_model.initial_state(1), self.segment(2))
             self._tokens = self.step_count, _tokens(self._world_model, state)
         return self._tokens[1]
 

@@ -172,6 +172,8 @@ def open_socket(host: str, port: int) -> socket.socket:
     Raises:
         UserError: if the port is taken, or it is not for this machine or this user to listen there.
     """
+    if not 0 <= port < 1 << 16:
+        raise UserError(f"cannot listen on port {port}: give --port a number from 0 to 65535")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family)
