@@ -70,7 +70,7 @@ def pixels(page: Page, game: str = "real") -> Any:
 
 def step(page: Page) -> int:
     """The number of the step that is shown."""
-    return int(page.locator("#numbers tbody td").first.inner_text())
+    return int(page.locator("#numbers tbody tr").first.locator("td:visible").first.inner_text())
 
 
 def choose(page: Page, text: str) -> None:

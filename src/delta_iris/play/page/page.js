@@ -22,6 +22,7 @@ let drawn = true; // whether it was shown
 let errors = []; // [step, error] of the comparison
 let pace = []; // [time, step] of the last seconds
 let resume = false; // whether the game ran before the page was hidden
+const chosen = {}; // world and player, until the server has followed
 const held = []; // actions of the keys that are down
 
 function send(command, value = null) {
@@ -56,7 +57,7 @@ function collect(next) {
   const game = next.games.imagined ?? next.games.real;
   const before = view && (view.games.imagined ?? view.games.real);
   if (!before || game.step < before.step || next.world !== view.world) {
-    errors = [];
+    errors = next.world === "both" ? [[game.step, next.error ?? 0]] : [];
     pace = [];
   }
   if (next.error !== null && (!errors.length || errors.at(-1)[0] < game.step)) errors.push([game.step, next.error]);
@@ -99,8 +100,10 @@ function start(header) {
 function draw() {
   drawn = true;
   const { world, player, games } = view;
-  $(`#world input[value=${world}]`).checked = true;
-  $(`#player input[value=${player}]`).checked = true;
+  for (const [name, value] of Object.entries({ world, player })) {
+    if (chosen[name] === value) delete chosen[name];
+    $(`#${name} input[value=${chosen[name] ?? value}]`).checked = true;
+  }
   $("#summary").textContent = SUMMARY[`${world} ${player}`];
   drawFrames();
   drawNumbers();
@@ -139,7 +142,7 @@ function draw() {
 
   const [first, last] = [pace[0], pace.at(-1)];
   const rate = pace.length > 2 ? ((last[1] - first[1]) * 1000) / (last[0] - first[0]) : 0;
-  $("#pace").textContent = view.running && rate > 0 ? `${rate.toFixed(1)} steps a second` : "";
+  $("#pace").textContent = view.running && rate > 0 ? `now ${rate.toFixed(1)} / s` : "";
 }
 
 function drawFrames() {
@@ -164,39 +167,41 @@ function drawFrames() {
   }
 }
 
+const signed = (x) => {
+  if (x === null) return "–";
+  const text = x.toFixed(Math.abs(x) < 10 ? 2 : 1);
+  return Number(text) < 0 ? text.replace("-", "−") : text.replace("-", "");
+};
+
+// For each row, what stands in the cell of a game, and how it is marked.
+const ROWS = {
+  Step: (game) => [game.step],
+  Reward: (game) => [signed(game.reward), game.reward > 0.05 ? "good" : game.reward < -0.05 ? "bad" : ""],
+  Return: (game) => [signed(game.total)],
+  "End probability": ({ end_probability: p }) => [p === null ? "–" : `${(100 * p).toFixed(1)} %`, p > 0.2 ? "bad" : ""],
+  Value: (game) => [signed(game.value)],
+  Tokens: (game) => [game.tokens ? game.tokens.map(chip) : "–"],
+};
+
 function drawNumbers() {
-  const signed = (x) => {
-    if (x === null) return "–";
-    const text = x.toFixed(Math.abs(x) < 10 ? 2 : 1);
-    return Number(text) < 0 ? text.replace("-", "−") : text.replace("-", "");
-  };
-  const rows = {
-    Step: (game) => [game.step],
-    Reward: (game) => [signed(game.reward), game.reward > 0.05 ? "good" : game.reward < -0.05 ? "bad" : ""],
-    Return: (game) => [signed(game.total)],
-    "End probability": (game) => [
-      game.end_probability === null ? "–" : `${(100 * game.end_probability).toFixed(1)} %`,
-      game.end_probability > 0.2 ? "bad" : "",
-    ],
-    Value: (game) => [signed(game.value)],
-    Tokens: (game) => (game.tokens ? game.tokens.map(chip) : ["–"]),
-  };
-  const shown = WORLDS.filter((name) => name in view.games);
-  for (const head of document.querySelectorAll("#numbers thead th")) head.hidden = !(head.dataset.game in view.games);
-  $("#numbers tbody").replaceChildren(
-    ...Object.entries(rows).map(([label, cells]) => {
-      const row = element("tr");
+  const body = $("#numbers tbody");
+  if (!body.rows.length) {
+    for (const label of Object.keys(ROWS)) {
+      const row = body.insertRow();
       row.append(element("th", { scope: "row", textContent: label }));
-      for (const name of shown) {
-        const [first, ...rest] = cells(view.games[name]);
-        const cell = element("td");
-        if (first instanceof Node) cell.append(first, ...rest);
-        else [cell.textContent, cell.className] = [first, rest[0] ?? ""];
-        row.append(cell);
-      }
-      return row;
-    }),
-  );
+      for (const name of WORLDS) row.insertCell().dataset.game = name;
+    }
+  }
+  for (const cell of document.querySelectorAll("#numbers [data-game]")) cell.hidden = !(cell.dataset.game in view.games);
+  Object.values(ROWS).forEach((content, index) => {
+    WORLDS.forEach((name, column) => {
+      if (!(name in view.games)) return;
+      const [value, mark = ""] = content(view.games[name]);
+      const cell = body.rows[index].cells[column + 1];
+      cell.className = mark;
+      cell.replaceChildren(...[value].flat());
+    });
+  });
 }
 
 function chip(token) {
@@ -226,14 +231,17 @@ function drawComparison() {
   const limit = welcome.max_pixel_error;
   const { parting } = view;
   const reasons = {
-    frame: `the mean pixel error exceeds ${100 * limit} %`,
+    frame: `the mean pixel error exceeds ${100 * limit}\u00a0%`,
     reward: `the rewards differ by more than ${welcome.max_reward_error}`,
     end: "one episode ends and the other does not",
   };
   $("#parting").textContent = parting
     ? `Imagination and reality part at step ${parting.step}: ${reasons[parting.reason]}.`
-    : `They agree so far: the mean pixel error is at most ${100 * limit} %, with the same rewards.`;
-  const [left, right, top, bottom] = [28, 318, 6, 94];
+    : `They agree so far: the mean pixel error is at most ${100 * limit}\u00a0%, with the same rewards.`;
+  const curve = $("#curve");
+  const width = Math.max(200, curve.clientWidth);
+  curve.setAttribute("viewBox", `0 0 ${width} 130`);
+  const [left, right, top, bottom] = [34, width - 2, 8, 110];
   const steps = Math.max(30, errors.at(-1)?.[0] ?? 0);
   const most = Math.max(2 * limit, ...errors.map(([, error]) => error));
   const x = (step) => left + ((right - left) * step) / steps;
@@ -249,16 +257,16 @@ function drawComparison() {
     line("axis", left, top, left, bottom),
     line("limit", left, y(limit), right, y(limit)),
     text(`${100 * limit} %`, { x: left - 4, y: y(limit) + 3 }, "end"),
-    text(`${Math.round(100 * most)} %`, { x: left - 4, y: top + 6 }, "end"),
+    text(`${Math.round(100 * most)} %`, { x: left - 4, y: top + 4 }, "end"),
     text("0", { x: left - 4, y: bottom + 3 }, "end"),
-    text(`${steps} steps`, { x: right, y: bottom + 13 }, "end"),
+    text(`${steps} steps`, { x: right, y: bottom + 15 }, "end"),
     svg("polyline", { class: "line", points: errors.map(([step, error]) => `${x(step)},${y(error)}`).join(" ") }),
   ];
   if (parting) {
     parts.push(line("parting", x(parting.step), top, x(parting.step), bottom));
-    parts.push(text(`step ${parting.step}`, { x: x(parting.step), y: bottom + 13 }, "middle"));
+    parts.push(text(`step ${parting.step}`, { x: x(parting.step), y: bottom + 15 }, "middle"));
   }
-  $("#curve").replaceChildren($("#curve title"), ...parts);
+  curve.replaceChildren(curve.querySelector("title"), ...parts);
 }
 
 function drawCounts(selector, counts) {
@@ -308,7 +316,10 @@ function restart(seed) {
 }
 
 for (const name of ["world", "player"]) {
-  $(`#${name}`).addEventListener("change", ({ target }) => send(name, target.value));
+  $(`#${name}`).addEventListener("change", ({ target }) => {
+    chosen[name] = target.value;
+    send(name, target.value);
+  });
 }
 $("#run").addEventListener("click", () => send("run", !view.running));
 $("#step").addEventListener("click", () => send("step"));
