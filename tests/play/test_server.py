@@ -214,9 +214,10 @@ def test_further_pages_are_told_to_wait_and_a_closed_one_makes_room(agent: Agent
 
 
 def test_a_page_that_leaves_before_its_game_is_made_does_no_harm(address: str) -> None:
-    for _ in range(4):
+    for _ in range(2 * MAX_GAMES):
         page = open_page(address)
-        page.socket.shutdown(2)
+        with contextlib.suppress(OSError):  # if the server was faster, because all places were taken
+            page.socket.shutdown(2)
     open_when_free(address).close()
 
 

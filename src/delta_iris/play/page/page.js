@@ -72,6 +72,7 @@ function start(header) {
   welcome = header;
   $("#agent").textContent = `${header.agent} · ${header.environment}`;
   $("#status").textContent = "";
+  $("#speed").max = header.max_speed;
   document.title = `${header.agent} · Δ-IRIS`;
   for (const input of document.querySelectorAll("#world input")) {
     input.disabled = input.value !== "real" && !header.world_model;
