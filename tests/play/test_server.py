@@ -24,7 +24,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from delta_iris.errors import UserError
 from delta_iris.play.connection import Connection
-from delta_iris.play.server import MAX_MESSAGE_BYTES, PAGE, make_app, open_socket, warm_up
+from delta_iris.play.server import MAX_MESSAGE_BYTES, PAGE, make_app, make_config, open_socket, warm_up
 from delta_iris.play.session import Session
 from delta_iris.pretrained import Agent
 from tests.play.agents import CATCH, export_catch, export_model_free, load
@@ -44,8 +44,7 @@ def serving(agent: Agent) -> Iterator[str]:
     """The address, `127.0.0.1:<port>`, at which an agent is served."""
     with open_socket("127.0.0.1", 0) as listener, ThreadPoolExecutor(1) as worker:
         app = make_app(agent, "tiny", "127.0.0.1", worker, MAX_GAMES)
-        config = uvicorn.Config(app, log_level="error", lifespan="off", ws_max_size=MAX_MESSAGE_BYTES)
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(make_config(app))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

@@ -33,7 +33,7 @@ from delta_iris.play.session import Session
 from delta_iris.pretrained import Agent
 from delta_iris.scratch import process_scratch
 
-__all__ = ["make_app", "open_socket", "serve", "warm_up"]
+__all__ = ["make_app", "make_config", "open_socket", "serve", "warm_up"]
 
 PAGE = Path(__file__).parent / "page"
 
@@ -225,19 +225,30 @@ def serve(agent: Agent, name: str, host: str, listener: socket.socket, open_brow
         print("Whoever can reach this machine can play too: leave out --host to prevent that", flush=True)
     if open_browser and _has_browser():
         threading.Thread(target=_open, args=(url,), daemon=True).start()
-    config = uvicorn.Config(
-        make_app(agent, name, host, worker, seed=seed),
+    try:
+        uvicorn.Server(make_config(make_app(agent, name, host, worker, seed=seed))).run(sockets=[listener])
+    finally:
+        worker.shutdown(cancel_futures=True)
+
+
+def make_config(app: Starlette) -> uvicorn.Config:
+    """How the page's application is served. A page that does not answer a ping within 20 seconds is given up.
+
+    Args:
+        app: the application.
+    """
+    return uvicorn.Config(
+        app,
+        ws="websockets-sansio",
+        ws_max_size=MAX_MESSAGE_BYTES,
+        ws_ping_interval=20,
+        ws_ping_timeout=20,
+        lifespan="off",
         log_level="error",
         access_log=False,
         server_header=False,
-        lifespan="off",
-        ws_max_size=MAX_MESSAGE_BYTES,
         timeout_graceful_shutdown=2,
     )
-    try:
-        uvicorn.Server(config).run(sockets=[listener])
-    finally:
-        worker.shutdown(cancel_futures=True)
 
 
 def _is_address(name: str) -> bool:
