@@ -153,7 +153,9 @@ def test_addresses_and_localhost_are_names_of_this_machine(address: str, host: s
     assert get(address, "/", Host=host)[0] == 200
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "http://localhost:1", "null", "", "http://127.0.0.1"])
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "http://localhost:1", "null", "", "http://127.0.0.1", "http://[::1"]
+)
 def test_other_sites_are_refused(address: str, origin: str) -> None:
     with pytest.raises(InvalidStatus) as refused:
         open_page(address, additional_headers={"Origin": origin})

@@ -43,12 +43,11 @@ def play(
             f"playing needs {', '.join(missing)}, which is not installed: python -m pip install 'delta-iris[play]'"
         )
     from delta_iris.play.messages import MAX_SEED
-    from delta_iris.play.server import open_socket, serve, warm_up
+    from delta_iris.play.server import open_socket, serve
 
     if not 0 <= seed <= MAX_SEED:
         raise UserError(f"seed is {seed}: it must be between 0 and {MAX_SEED}")
     with open_socket(host, port) as listener:
         loaded = load_agent(agent, trust)
-        print(f"Loading {agent} …", flush=True)
-        warm_up(loaded)
+        print(f"Warming up {agent} …", flush=True)
         serve(loaded, agent.name, host, listener, open, seed)

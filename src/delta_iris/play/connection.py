@@ -56,7 +56,7 @@ class Connection:
         try:
             session = self.session = await self._work(make_session)
             await self._websocket.send_bytes(pack(self._welcome(session, title)))
-            await self._show(session)
+            self._show(await self._work(_look, session))
             tasks = [asyncio.create_task(each) for each in (self._receive(session), self._run(session), self._send())]
             try:
                 done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -88,8 +88,7 @@ class Connection:
                 raise WebSocketDisconnect(message.get("code") or 1005)
             if message.get("text") is None:
                 raise UserError("a message is not text")
-            await self._work(parse(message["text"]), session)
-            await self._show(session)
+            self._show(await self._work(_apply, parse(message["text"]), session))
             self._has_command.set()
 
     async def _run(self, session: Session) -> None:
@@ -98,8 +97,8 @@ class Connection:
         while True:
             start = clock()
             self._has_command.clear()
-            if await self._work(session.tick):
-                await self._show(session)
+            if view := await self._work(_advance, session):
+                self._show(view)
                 await asyncio.sleep(max(0.0, start + 1 / session.speed - clock()))
             else:
                 await self._has_command.wait()
@@ -111,8 +110,8 @@ class Connection:
             assert self._view is not None
             await self._websocket.send_bytes(self._view)
 
-    async def _show(self, session: Session) -> None:
-        self._view = await self._work(lambda: pack_view(session.view()))
+    def _show(self, view: bytes) -> None:
+        self._view = view
         self._has_view.set()
 
     async def _work(self, function: Callable[..., T], *args: object) -> T:
@@ -126,3 +125,17 @@ class Connection:
             "max_pixel_error": MAX_PIXEL_ERROR,
             "max_reward_error": MAX_REWARD_ERROR,
         }
+
+
+def _look(session: Session) -> bytes:
+    return pack_view(session.view())
+
+
+def _apply(command: Callable[[Session], object], session: Session) -> bytes:
+    command(session)
+    return _look(session)
+
+
+def _advance(session: Session) -> bytes | None:
+    """Take the step that is due; None where there is none."""
+    return _look(session) if session.tick() else None

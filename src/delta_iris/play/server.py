@@ -74,7 +74,7 @@ class SameSiteOnly:
             return
         headers = Headers(scope=scope)
         host, origin = headers.get("host", ""), headers.get("origin")
-        if not self._is_ours(host) or (origin is not None and urlsplit(origin).netloc.lower() != host.lower()):
+        if not self._is_ours(host) or (origin is not None and _site(origin) != host.lower()):
             await PlainTextResponse("refused: foreign Host or Origin\n", 403)(scope, receive, send)
             return
 
@@ -92,6 +92,14 @@ class SameSiteOnly:
         except ValueError:
             return False
         return name in self._names or _is_address(name)
+
+
+def _site(origin: str) -> str | None:
+    """Host and port of an `Origin`; None if it is malformed."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 def make_app(
@@ -206,7 +214,7 @@ def warm_up(agent: Agent) -> None:
 
 
 def serve(agent: Agent, name: str, host: str, listener: socket.socket, open_browser: bool, seed: int = 0) -> None:
-    """Serve the page until Ctrl-C.
+    """Serve the page until Ctrl-C, after some steps of warming up.
 
     Args:
         agent: plays.
@@ -215,17 +223,22 @@ def serve(agent: Agent, name: str, host: str, listener: socket.socket, open_brow
         listener: listens already.
         open_browser: whether to open a browser, if there is one.
         seed: of each page's first episode.
+
+    Raises:
+        UserError: if the agent does not fit its environment.
     """
     shown = f"[{host}]" if ":" in host else host
     url = f"http://{shown}:{listener.getsockname()[1]}/"
     worker = ThreadPoolExecutor(1, thread_name_prefix="games")
 
-    print(f"{name} plays at {url} until Ctrl-C", flush=True)
-    if not _is_loopback(host):
-        print("Whoever can reach this machine can play too: leave out --host to prevent that", flush=True)
-    if open_browser and _has_browser():
-        threading.Thread(target=_open, args=(url,), daemon=True).start()
     try:
+        # In the thread of the games: PyTorch keeps helpers for each thread that computes.
+        worker.submit(warm_up, agent).result()
+        print(f"{name} plays at {url} until Ctrl-C", flush=True)
+        if not _is_loopback(host):
+            print("Whoever can reach this machine can play too: leave out --host to prevent that", flush=True)
+        if open_browser and _has_browser():
+            threading.Thread(target=_open, args=(url,), daemon=True).start()
         uvicorn.Server(make_config(make_app(agent, name, host, worker, seed=seed))).run(sockets=[listener])
     finally:
         worker.shutdown(cancel_futures=True)
