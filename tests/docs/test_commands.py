@@ -25,7 +25,7 @@ PAGES = [
 ]
 COMMAND = re.compile(r"^\s*(?:PYTHONPATH=\S+ )?delta-iris (?P<rest>(?:fit|test|validate)\b.*)$", re.MULTILINE)
 KEY = re.compile(
-    r"(?<![\w.])(?:--)?(?P<key>(?:model|data|trainer|checkpoint|episodes|images)(?:\.[a-z_]+)+)(?!\w|\.\w)"
+    r"(?<![\w.])(?:--)?(?P<key>(?:model(?!\.safetensors)|data|trainer|checkpoint|episodes|images)(?:\.[a-z_]+)+)(?!\w|\.\w)"
 )
 
 
