@@ -124,9 +124,9 @@ class DeltaIrisCLI(LightningCLI):
         )
         parser.add_argument(
             "--version",
-            type=str | None,
+            type=int | str | None,
             default=None,
-            help="folder of the run in lightning_logs/<name>; the next free version_N where null",
+            help="folder of the run in lightning_logs/<name>, or the N of version_N; the next free one where null",
         )
         parser.add_argument(
             "--num_threads",
