@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from delta_iris.report.episodes import BUDGET
-from delta_iris.report.figures import FAINT, Panel, Section, clean_axes, series_color
+from delta_iris.report.figures import FAINT, INK, Panel, Section, clean_axes, label_bar, series_color
 from delta_iris.report.groups import Group
 from delta_iris.report.published import published
 from delta_iris.report.returns import positions, window_size
@@ -163,7 +163,7 @@ def _draw_bars(
         if some.any():
             ends = np.array([success_interval(each / 100, rates.episodes) for each in percent[some]]) * 100
             lines = axes.hlines if horizontal else axes.vlines
-            lines(where[some], np.maximum(ends[:, 0], LOWEST), ends[:, 1], color=FAINT, linewidth=1, gid=gid)
+            lines(where[some], np.maximum(ends[:, 0], LOWEST), ends[:, 1], color=INK, linewidth=1.1, gid=gid)
     labels = [name.replace("_", " ") for name in names]
     ticks = [0.01, 0.1, 1.0, 10.0, 100.0]
     formatter = FuncFormatter(lambda value, _: f"{value:g}")
@@ -203,7 +203,7 @@ def _draw_scores(axes: Axes, groups: Sequence[Group], known: dict[int, Rates], c
     for place, (_, score, color, gid) in enumerate(rows):
         bar = axes.barh([place], [score], 0.66, color=color, alpha=0.55 if color == FAINT else 1)
         bar.patches[0].set_gid(gid or None)
-        axes.text(score, place, f" {score:.1f}", va="center", fontsize=8)
+        label_bar(axes, score, place, f"{score:.1f}")
     axes.set_yticks(range(len(rows)), [name[:30] for name, *_ in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     clean_axes(axes, "score (%)")
@@ -224,7 +224,7 @@ def _rate_tags(run: Run, name: str) -> list[str]:
 def _rate_panel(groups: Sequence[Group], name: str) -> Panel:
     def draw(axes: Axes) -> None:
         _draw_tags(axes, groups, f"train_achievements/{name}", f"test_achievements/{name}")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, max(1.0, axes.get_ylim()[1]))
         clean_axes(axes)
 
     return Panel(f"rate_{name}", name.replace("_", " "), draw, size=(3.0, 1.7), narrow_size=(3.0, 1.7))

@@ -23,6 +23,7 @@ __all__ = [
     "clean_axes",
     "draw_png",
     "draw_svg",
+    "label_bar",
     "legend_above",
     "log_axis",
     "number",
@@ -201,7 +202,8 @@ def clean_axes(axes: Axes, x_label: str = "", y_label: str = "") -> None:
 
 def legend_above(axes: Axes, handles: list[Line2D]) -> None:
     """Explain line styles above the plot, where they hide nothing."""
-    columns = 3 if len(handles) == 3 else 2
+    letters = sum(len(str(handle.get_label())) for handle in handles)
+    columns = 3 if len(handles) == 3 and letters < 30 else 2
     axes.legend(
         handles=handles,
         loc="lower left",
@@ -212,6 +214,11 @@ def legend_above(axes: Axes, handles: list[Line2D]) -> None:
         borderaxespad=0.2,
         borderpad=0,
     )
+
+
+def label_bar(axes: Axes, end: float, y: float, text: str) -> None:
+    """Write a number beside the end of a horizontal bar."""
+    axes.annotate(text, (end, y), xytext=(3, 0), textcoords="offset points", va="center", fontsize=8)
 
 
 def log_axis(axes: Axes) -> None:

@@ -203,7 +203,7 @@ def _panel(groups: Sequence[Group], spec: LinePanel) -> Panel:
 def _matches(run: Run, spec: LinePanel) -> list[tuple[str, str]]:
     """Tags of a run that a panel shows, and what their lines are called."""
     return [
-        (tag, label.format(tag.partition("/")[0]))
+        (tag, label.format(tag.partition("/")[0].replace("_", " ")))
         for pattern, label in spec.lines
         for tag in run.series
         if re.search(pattern, tag)

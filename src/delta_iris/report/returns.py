@@ -166,7 +166,7 @@ def _draw(axes: Axes, groups: Sequence[Group], clock: Clock, crafter: bool, labe
     }
     handles = [styles[name] for name, used in drawn.items() if used]
     if len(handles) > 1:
-        axes.legend(handles=handles, loc="upper left" if labels else "lower right")
+        axes.legend(handles=handles, loc="upper left" if clock == "frames" else "lower right")
     clean_axes(axes, "frames collected" if clock == "frames" else f"{unit} of wall time", "return")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from delta_iris.files import read_text
 from delta_iris.legacy import is_legacy_configuration, upgrade_configuration
 from delta_iris.report.episodes import Episodes, parse_episodes
 from delta_iris.report.events import EVENT_FILES, EventLog, Point, read_events
-from delta_iris.yaml_files import parse_yaml
+from delta_iris.yaml_files import flatten, parse_yaml
 
 __all__ = ["COLLECTED", "Run", "Series", "read_runs"]
 
@@ -127,7 +127,8 @@ def _read_folder(folder: Path) -> Iterator[Run]:
     if (folder / "config.yaml").is_file():
         try:
             config = parse_yaml(read_text(folder / "config.yaml"), str(folder / "config.yaml"))
-            run.config = dict(_flatten(upgrade_configuration(config) if is_legacy_configuration(config) else config))
+            present = upgrade_configuration(config) if is_legacy_configuration(config) else config
+            run.config = {key: _text(value) for key, value in flatten(present)}
             run.seed = run.config.get("seed_everything")
         except (UserError, TypeError, AttributeError, ValueError) as error:
             run.notes.append(f"the configuration is left out: {error}")
@@ -183,13 +184,8 @@ def _place(points: list[Point], collected: list[Point]) -> Series:
     return Series(steps, seconds / 3600, np.array([point.value for point in points]))
 
 
-def _flatten(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Keys of a configuration as they are written on the command line, without `init_args`."""
-    if isinstance(value, Mapping) and value:
-        for name, item in value.items():
-            yield from _flatten(item, key if name == "init_args" else f"{key}.{name}" if key else str(name))
-    else:
-        yield key, value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
 
 
 def _folder_name(folder: Path) -> str:

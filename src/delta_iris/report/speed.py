@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from delta_iris.report.figures import FAINT, Panel, Section, clean_axes, legend_above, log_axis, series_color
+from delta_iris.report.figures import FAINT, Panel, Section, clean_axes, label_bar, legend_above, log_axis, series_color
 from delta_iris.report.groups import Group
 from delta_iris.report.lines import STYLES, thin
 from delta_iris.report.returns import positions
@@ -171,10 +171,12 @@ def _draw_speeds(axes: Axes, groups: Sequence[Group], times: dict[int, EpochTime
                 y = row + height * (place + 0.5 - len(times) / 2)
                 bar = axes.barh([y], [speeds[name]], height * 0.9, color=series_color(group.index))
                 bar.patches[0].set_gid(f"group-{group.index}")
-                axes.text(speeds[name], y, f" {speeds[name]:,.0f}", va="center", fontsize=7)
+                label_bar(axes, speeds[name], y, f"{speeds[name]:,.0f}")
     axes.set_xscale("log")
-    axes.margins(x=0.15)
     clean_axes(axes, "frames/s")
+    slowest = min(min(each.frames_per_second.values()) for each in times.values())
+    fastest = max(each.frames_per_second[name] for each in times.values() for name in names)
+    axes.set_xlim(10 ** np.floor(np.log10(slowest)), 2.5 * fastest)
     axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.minorticks_off()
