@@ -7,6 +7,7 @@ writes `report.html`, a page that needs nothing else, and `report-return.png` an
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from delta_iris.errors import UserError
 from delta_iris.report.run import read_runs
 
 __all__ = ["report"]
+
+LIBRARIES = ("matplotlib", "jinja2", "markupsafe")
+"""What only reports need; the extra `report` installs them."""
 
 
 def report(runs: list[Path], output: Path = Path("report.html")) -> None:
@@ -35,9 +39,10 @@ def report(runs: list[Path], output: Path = Path("report.html")) -> None:
     try:
         from delta_iris.report.page import make_report
     except ModuleNotFoundError as error:
-        raise UserError(
-            f'{error.name} is missing, which draws reports: python -m pip install "delta-iris[report]"'
-        ) from error
+        library = (error.name or "").partition(".")[0]
+        if library not in LIBRARIES:
+            raise
+        raise UserError(f'{library} is missing: install it with python -m pip install "delta-iris[report]"') from error
     made = make_report(found)
     for run in found:
         for note in run.notes:
@@ -54,5 +59,6 @@ def _write(contents: dict[Path, bytes]) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             replace_file(path, content)
         except OSError as error:
-            path.with_name(path.name + ".new").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.with_name(path.name + ".new").unlink()
             raise UserError(f"{path} cannot be written: {error.strerror}") from error

@@ -15,7 +15,7 @@ from delta_iris.report.groups import Group
 from delta_iris.report.published import published
 from delta_iris.report.returns import positions, window_size
 from delta_iris.report.run import Run
-from delta_iris.report.statistics import success_interval, window_means
+from delta_iris.report.statistics import mean_interval, success_interval, window_means
 
 __all__ = ["Rates", "achievement_rates", "achievement_sections"]
 
@@ -40,6 +40,29 @@ class Rates:
     score: float
     per_episode: float
     source: str
+
+    def interval(self, name: str) -> tuple[float, float]:
+        """The 95% confidence interval of a rate, in percent."""
+        if not self.episodes > 0:
+            return float("nan"), float("nan")
+        low, high = success_interval(self.percent.get(name, 0.0) / 100, self.episodes)
+        return 100 * low, 100 * high
+
+
+@dataclass(frozen=True)
+class MeanRates(Rates):
+    """Means over runs that differ in their seed, as Crafter averages them.
+
+    Attributes:
+        runs: at least two.
+    """
+
+    runs: tuple[Rates, ...]
+
+    def interval(self, name: str) -> tuple[float, float]:
+        """The 95% confidence interval of the mean over runs, in percent."""
+        mean, half = mean_interval([rates.percent.get(name, 0.0) for rates in self.runs])
+        return max(0.0, mean - half), min(100.0, mean + half)
 
 
 def achievement_rates(run: Run) -> Rates | None:
@@ -82,7 +105,7 @@ def achievement_sections(groups: Sequence[Group]) -> list[Section]:
         "Success rate of each achievement",
         lambda axes: _draw_bars(axes, groups, known, names, horizontal=False),
         f"Share of the episodes that unlocked it, on a logarithmic scale as in the Crafter paper, with 95% intervals "
-        f"(Wilson). No bar: never unlocked. {sources}.",
+        f"(Wilson's or, over several runs, Student's). No bar: never unlocked. {sources}.",
         (9.2, 3.6),
         lambda axes: _draw_bars(axes, groups, known, names, horizontal=True),
         (4.0, 0.26 * len(names) + 0.6 + 0.05 * len(names) * max(0, len(known) - 2)),
@@ -129,17 +152,18 @@ def achievement_sections(groups: Sequence[Group]) -> list[Section]:
 
 
 def _of_group(group: Group) -> Rates | None:
-    """The mean over a group's runs, as Crafter averages over seeds."""
+    """The rates of a group's only run, or the means over its runs."""
     found = [rates for run in group.runs if (rates := achievement_rates(run)) is not None]
     if len(found) < 2:
         return found[0] if found else None
     names = sorted({name for rates in found for name in rates.percent})
-    return Rates(
+    return MeanRates(
         {name: float(np.mean([rates.percent.get(name, 0.0) for rates in found])) for name in names},
         sum(rates.episodes for rates in found),
         float(np.mean([rates.score for rates in found])),
         float(np.mean([rates.per_episode for rates in found])),
         f"mean of {len(found)} runs, {found[0].source} each",
+        tuple(found),
     )
 
 
@@ -159,11 +183,10 @@ def _draw_bars(
         for patch in bars.patches:
             patch.set_gid(gid)
             (patch.set_x if horizontal else patch.set_y)(LOWEST)
-        some = (percent > 0) & np.isfinite(rates.episodes)
-        if some.any():
-            ends = np.array([success_interval(each / 100, rates.episodes) for each in percent[some]]) * 100
-            lines = axes.hlines if horizontal else axes.vlines
-            lines(where[some], np.maximum(ends[:, 0], LOWEST), ends[:, 1], color=INK, linewidth=1.1, gid=gid)
+        ends = np.array([rates.interval(name) for name in names])
+        some = (percent > 0) & np.isfinite(ends).all(1)
+        lines = axes.hlines if horizontal else axes.vlines
+        lines(where[some], np.maximum(ends[some, 0], LOWEST), ends[some, 1], color=INK, linewidth=1.1, gid=gid)
     labels = [name.replace("_", " ") for name in names]
     ticks = [0.01, 0.1, 1.0, 10.0, 100.0]
     formatter = FuncFormatter(lambda value, _: f"{value:g}")

@@ -239,7 +239,7 @@ def log_axis(axes: Axes) -> None:
 def number(value: float) -> str:
     """A number for an axis or a table: 1.5M, 250k, 12.3, 0.0004."""
     for size, suffix in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(value) >= size:
+        if abs(value) >= 0.99995 * size:  # what would be written as 1000k is 1M
             divisor = 1e3 if suffix == "k" else size
             return f"{value / divisor:.4g}{suffix}"
     return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
