@@ -24,7 +24,7 @@ from tests.report.report_helpers import RECORDED, TEST_FILE
 
 CATCH = ROOT / "configs" / "quickstart.yaml"
 SHORT = [
-    *("--trainer.max_epochs", "1", "--trainer.callbacks", "null", "--data.val_episodes", "2"),
+    *("--trainer.check_val_every_n_epoch", "1", "--trainer.callbacks", "null", "--data.val_episodes", "4"),
     *("--model.schedule.collection.first_epoch_frames", "300", "--data.val_batches", "1"),
     *(each for phase in ("tokenizer", "dynamics") for each in (f"--model.schedule.{phase}.first_epoch_steps", "2")),
     *(each for phase in ("tokenizer", "dynamics", "actor_critic") for each in (f"--model.schedule.{phase}.steps", "2")),

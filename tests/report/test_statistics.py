@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -63,7 +64,7 @@ def test_bins_hold_every_value_once() -> None:
     x, values = np.sort(RANDOM.uniform(1, 1000, 300)), RANDOM.normal(size=300)
     band = bin_means(x, values, 10)
     edges = np.linspace(0, x.max(), 11)
-    for i, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    for i, (low, high) in enumerate(pairwise(edges)):
         inside = (x >= low) & ((x < high) if i < 9 else True)
         assert (band.mean[i], band.half[i]) == pytest.approx(mean_interval(values[inside]))
     constant = bin_means(np.full(4, 7.0), np.arange(4.0), 10)
