@@ -18,6 +18,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 __all__ = [
     "DARK",
     "LIGHT",
+    "SERIES",
     "Panel",
     "Section",
     "clean_axes",
@@ -83,6 +84,8 @@ STYLE: Any = {
 
 ID = re.compile(r'\sid="([^"]*)"')
 GROUP = re.compile(r"group-\d+")
+GEOMETRY = re.compile(r'\s(?:d|x|y|width|height|transform)="[^"]*"')
+DECIMALS = re.compile(r"(\.\d\d)\d+")
 
 
 @dataclass(frozen=True)
@@ -261,6 +264,8 @@ def _for_page(svg: str, title: str) -> str:
         return match[0] if match[1] in used else ""
 
     svg = ID.sub(keep, svg).replace("xlink:href", "href").replace("'DejaVu Sans'", "system-ui, sans-serif")
+    # A hundredth of a point is far below a pixel, and a third of the file.
+    svg = GEOMETRY.sub(lambda match: DECIMALS.sub(r"\1", match[0]), svg)
     for name, color in LIGHT.items():
         svg = svg.replace(f": {color}", f": var(--{name})")
     return re.sub(r"\n\s*", "\n", svg).replace("<defs>\n</defs>\n", "").strip()

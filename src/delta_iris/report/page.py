@@ -16,7 +16,7 @@ from PIL import Image
 
 from delta_iris.report.achievements import achievement_rates, achievement_sections
 from delta_iris.report.configuration import differences
-from delta_iris.report.figures import DARK, LIGHT, Section, draw_png, draw_svg, number
+from delta_iris.report.figures import DARK, LIGHT, SERIES, Section, draw_png, draw_svg, number
 from delta_iris.report.groups import Group, group_runs
 from delta_iris.report.lines import line_sections
 from delta_iris.report.published import published
@@ -26,8 +26,11 @@ from delta_iris.report.speed import speed_section
 
 __all__ = ["Report", "make_report"]
 
-IMAGE_WIDTH = 900
-"""Largest width of an embedded image in pixels."""
+IMAGE_WIDTHS = (900, 640, 450, 320)
+"""Widths of an embedded image in pixels, of which the largest is taken that leaves room for the other images."""
+
+IMAGE_BYTES = 400_000
+"""Most bytes of all images together."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,8 @@ def make_report(runs: Sequence[Run]) -> Report:
     found = [return_section(groups), *achievement_sections(groups), *line_sections(groups), speed_section(groups)]
     # What was folded comes last.
     sections = sorted((section for section in found if section is not None), key=lambda section: section.closed)
-    images = [
-        (run, name, _embed(run, tag)) for run in runs for tag in sorted(run.images) if (name := tag.partition("/")[2])
-    ]
+    tags = [(run, tag) for run in runs for tag in sorted(run.images)]
+    images = [(run, tag.partition("/")[2] or tag, _embed(run, tag, IMAGE_BYTES // len(tags))) for run, tag in tags]
     configured = [run for run in runs if run.config]
     everywhere, somewhere = differences(configured)
     template = _environment().from_string(_resource("page.html"))
@@ -102,13 +104,17 @@ def _row(group: Group, run: Run) -> dict[str, Any]:
     return row
 
 
-def _embed(run: Run, tag: str) -> str | None:
+def _embed(run: Run, tag: str, most_bytes: int) -> str | None:
     """An image as a data URL, made smaller; None, with a note, where it cannot be read."""
     try:
-        with Image.open(io.BytesIO(run.images[tag]), formats=["PNG", "JPEG"]) as image:
-            image.thumbnail((IMAGE_WIDTH, 4 * IMAGE_WIDTH))
+        with Image.open(io.BytesIO(run.images[tag]), formats=["PNG", "JPEG"]) as opened:
+            image = opened.convert("RGB")
+        for width in IMAGE_WIDTHS:
+            image.thumbnail((width, 4 * width))
             file = io.BytesIO()
-            image.convert("RGB").save(file, "WEBP", quality=60, method=4)
+            image.save(file, "WEBP", quality=60, method=4)
+            if file.tell() <= most_bytes:
+                break
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         run.notes.append(f"the image {tag} cannot be read")
         return None
@@ -130,6 +136,7 @@ def _style(groups: int) -> str:
 def _environment() -> Environment:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["number"] = number
+    environment.filters["color"] = lambda index: f"var(--c{index % len(SERIES)})"
     return environment
 
 

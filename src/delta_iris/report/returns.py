@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from delta_iris.report.figures import FAINT, INK, Panel, Section, clean_axes, number, series_color
+from delta_iris.report.figures import FAINT, INK, Panel, Section, clean_axes, legend_above, number, series_color
 from delta_iris.report.groups import Group
 from delta_iris.report.published import PublishedReturn, published
 from delta_iris.report.run import Run, Series
@@ -34,7 +34,7 @@ def positions(series: Series, clock: Clock) -> Band:
 
 def window_size(count: int) -> int:
     """Number of logged values that a point of a learning curve is the mean of; odd."""
-    return max(5, count // 12) // 2 * 2 + 1
+    return max(3 if count < 15 else 5, count // 12 // 2 * 2 + 1)
 
 
 def training_band(run: Run, clock: Clock) -> Band | None:
@@ -94,7 +94,7 @@ def return_section(groups: Sequence[Group]) -> Section | None:
             " Runs that differ only in their seed share a colour; their thick line is the mean over runs, and its "
             "interval that over runs."
         )
-    if crafter:
+    if crafter and _reached(groups):
         caption += " Crosses: published returns, listed below."
     panels = [
         Panel(
@@ -166,7 +166,10 @@ def _draw(axes: Axes, groups: Sequence[Group], clock: Clock, crafter: bool, labe
     }
     handles = [styles[name] for name, used in drawn.items() if used]
     if len(handles) > 1:
-        axes.legend(handles=handles, loc="upper left" if clock == "frames" else "lower right")
+        if clock == "frames":
+            axes.legend(handles=handles, loc="upper left")  # curves begin low
+        else:
+            legend_above(axes, handles)
     clean_axes(axes, "frames collected" if clock == "frames" else f"{unit} of wall time", "return")
 
 
@@ -183,10 +186,14 @@ def _draw_points(axes: Axes, band: Band, scale: float, color: str, gid: str, mar
     axes.plot(band.x * scale, band.mean, linewidth=0, marker=marker, markersize=size, color=color, gid=gid, zorder=3)
 
 
-def _draw_published(axes: Axes, groups: Sequence[Group], labels: bool) -> None:
+def _reached(groups: Sequence[Group]) -> list[PublishedReturn]:
+    """The published returns that are drawn."""
     longest = max(run.frames for group in groups for run in group.runs)
-    points, levels, _ = published()
-    shown = [point for point in points if point.frames <= REACH * longest]
+    return [point for point in published()[0] if point.frames <= REACH * longest]
+
+
+def _draw_published(axes: Axes, groups: Sequence[Group], labels: bool) -> None:
+    shown, levels = _reached(groups), published()[1]
     for point in shown:
         axes.plot([point.frames], [point.return_], marker="x", markersize=5, markeredgewidth=1.3, color=FAINT, zorder=2)
     top = max([axes.get_ylim()[1], *(1.08 * point.return_ for point in shown)])

@@ -124,6 +124,8 @@ def _read_folder(folder: Path) -> Iterator[Run]:
         reason = f" ({'; '.join(log.notes)})" if log.notes else ""
         raise UserError(f"{folder} is an empty run: nothing was logged yet{reason}")
     run = Run(_folder_name(folder), folder, series=_to_series(log), images=log.images, notes=log.notes)
+    if COLLECTED not in log.scalars:
+        run.notes.append(f"{folder} has collected nothing: its curves are drawn over optimizer steps")
     if (folder / "config.yaml").is_file():
         try:
             config = parse_yaml(read_text(folder / "config.yaml"), str(folder / "config.yaml"))
