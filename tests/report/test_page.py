@@ -156,6 +156,19 @@ def test_a_run_with_a_single_value_is_shown(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "values", [[0.0, 0.0], [float("nan")] * 2, [float("inf"), 1.0], [-1.0, 1e-30], [1e300, 1e-300]]
+)
+def test_any_value_can_be_drawn(tmp_path: Path, values: list[float]) -> None:
+    tags = ["train/frames_per_second", "train/return", "train/crafter_score", "test/return", "test/return_interval"]
+    tags += ["train_achievements/wake_up", "a/loss", "a/gradient_norm", "held_out/copy_l2", "open_loop_l2/01"]
+    tags += ["throughput/frames_per_second", "throughput/a_ms", "a/codes_reset"]
+    logged = [(tag, 10 * (i + 1), value, 100.0 + i) for i, value in enumerate([*values, *values]) for tag in tags]
+    write_events(tmp_path, logged, 99)
+    report = make_report(read_runs([tmp_path]))
+    assert {"return", "losses", "speed"} <= set(Page(report.html).ids)
+
+
+@pytest.mark.parametrize(
     ("value", "text"),
     [
         (0, "0"),

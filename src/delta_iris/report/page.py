@@ -5,11 +5,14 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
@@ -46,6 +49,15 @@ class Report:
     pictures: dict[str, bytes]
 
 
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """What is NaN, infinite, or not positive on a logarithmic axis is left out of a plot, without a word."""
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@_without_warnings()
 def make_report(runs: Sequence[Run]) -> Report:
     """Draw everything that is known of runs.
 

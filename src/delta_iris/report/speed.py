@@ -41,7 +41,7 @@ class EpochTimes:
 
 
 def epoch_times(run: Run) -> EpochTimes | None:
-    """Medians over the epochs after the first, which also compiles; None where fewer than two are complete.
+    """Medians over the epochs after the first, which also compiles; None where there is none, or it took no time.
 
     An activity's end is when it was logged. Collection logs its frames per second, which give its duration.
     """
@@ -72,7 +72,8 @@ def epoch_times(run: Run) -> EpochTimes | None:
         )
         for tag, times in rows.items()
     }
-    return EpochTimes(float(np.median(new_frames[1:])), seconds)
+    times = EpochTimes(float(np.median(new_frames[1:])), seconds)
+    return times if all(0 < speed < np.inf for speed in times.frames_per_second.values()) else None
 
 
 def speed_section(groups: Sequence[Group]) -> Section | None:
