@@ -37,6 +37,7 @@ from delta_iris.errors import UserError
 from delta_iris.pretrained import is_exported, load_exported
 from delta_iris.scratch import process_scratch
 from delta_iris.training.callbacks import (
+    BoardOverview,
     EpisodeStatistics,
     ImageLogger,
     PhaseProgress,
@@ -247,7 +248,7 @@ class DeltaIrisCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """A Trainer with the custom loops and the callbacks that every run has."""
-        callbacks: list[L.Callback] = [RunSummary(), Throughput()]
+        callbacks: list[L.Callback] = [RunSummary(), Throughput(), BoardOverview()]
         if self._own.trainer.get("enable_progress_bar") is not False:
             callbacks.insert(1, PhaseProgress())
         self.trainer_defaults["callbacks"] = callbacks
