@@ -227,8 +227,7 @@ def serve(agent: Agent, name: str, host: str, listener: socket.socket, open_brow
     Raises:
         UserError: if the agent does not fit its environment.
     """
-    shown = f"[{host}]" if ":" in host else host
-    url = f"http://{shown}:{listener.getsockname()[1]}/"
+    url = f"http://{_shown(host)}:{listener.getsockname()[1]}/"
     worker = ThreadPoolExecutor(1, thread_name_prefix="games")
 
     try:
@@ -236,7 +235,7 @@ def serve(agent: Agent, name: str, host: str, listener: socket.socket, open_brow
         worker.submit(warm_up, agent).result()
         print(f"{name} plays at {url} until Ctrl-C", flush=True)
         if not _is_loopback(host):
-            print("Whoever can reach this machine can play too: leave out --host to prevent that", flush=True)
+            print("Whoever can reach this machine can play too, at its address: without --host nobody can", flush=True)
         if open_browser and _has_browser():
             threading.Thread(target=_open, args=(url,), daemon=True).start()
         uvicorn.Server(make_config(make_app(agent, name, host, worker, seed=seed))).run(sockets=[listener])
@@ -274,6 +273,13 @@ def _is_address(name: str) -> bool:
 
 def _is_loopback(host: str) -> bool:
     return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
+
+
+def _shown(host: str) -> str:
+    """A host as part of an address that a browser of this machine can open."""
+    if _is_address(host) and ipaddress.ip_address(host).is_unspecified:
+        host = "::1" if ":" in host else "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
 
 
 def _has_browser() -> bool:
