@@ -235,7 +235,7 @@ def serve(agent: Agent, name: str, host: str, listener: socket.socket, open_brow
         worker.submit(warm_up, agent).result()
         print(f"{name} plays at {url} until Ctrl-C", flush=True)
         if not _is_loopback(host):
-            print("Whoever can reach this machine can play too, at its address: without --host nobody can", flush=True)
+            print("Whoever can reach this machine can play too: leave out --host to prevent that", flush=True)
         if open_browser and _has_browser():
             threading.Thread(target=_open, args=(url,), daemon=True).start()
         uvicorn.Server(make_config(make_app(agent, name, host, worker, seed=seed))).run(sockets=[listener])
