@@ -8,6 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 SITE_PAGES = sorted(DOCS.rglob("*.md"))
+TUTORIAL = DOCS / "tutorial.md"
+"""Its blocks are run one after another by a test of its own."""
 RESULTS_PAGES = [path for path in SITE_PAGES if path.parent == DOCS / "results" and path.name != "index.md"]
 REPOSITORY_PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 FOLDER_PAGES = [

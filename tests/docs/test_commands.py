@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.commands.config_helpers import CONFIGS, ParsedCommand, parse_fit, stack
-from tests.docs.pages import DOCS, ROOT, SITE_PAGES, blocks, name
+from tests.docs.pages import DOCS, ROOT, SITE_PAGES, TUTORIAL, blocks, name
 
 PAST = (DOCS / "lab_notes", DOCS / "results")
 """Folders whose commands have the names of their time."""
@@ -36,7 +36,7 @@ def commands(path: Path) -> list[list[str]]:
     return [arguments for arguments in found if not any("<" in each for each in arguments)]
 
 
-WITH_COMMANDS = [path for path in PAGES if commands(path)]
+WITH_COMMANDS = [path for path in PAGES if path != TUTORIAL and commands(path)]
 
 
 @pytest.mark.parametrize("path", WITH_COMMANDS, ids=name)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.docs.pages import DOCS, FENCE
+from tests.docs.pages import FENCE, TUTORIAL
 
 RUN = Path("lightning_logs") / "tutorial" / "version_0"
 
@@ -21,10 +21,11 @@ RUN = Path("lightning_logs") / "tutorial" / "version_0"
 def test_the_tutorial_runs_in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     # The shell finds the command of this environment.
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": ""}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "CUDA_VISIBLE_DEVICES": ""}
     variables: dict[str, Any] = {"__name__": "__main__"}
     languages = []
-    for match in FENCE.finditer((DOCS / "tutorial.md").read_text()):
+    for match in FENCE.finditer(TUTORIAL.read_text()):
         language, *options = match["info"].split()
         if options[:1] == ["no-run"]:
             continue
