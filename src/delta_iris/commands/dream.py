@@ -15,8 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from delta_iris.commands.trust import check_file
-from delta_iris.data.replay_format import ReplayFiles
-from delta_iris.data.replay_reader import ReplayReader
+from delta_iris.data.replay_reader import ReplayReader, find_replays
 from delta_iris.data.segment import SegmentBatch
 from delta_iris.envs.make import make_env
 from delta_iris.errors import UserError
@@ -101,9 +100,14 @@ def play_episode(agent: Agent, steps: int, seed: int) -> Episode:
         agent: plays.
         steps: largest number of steps.
         seed: of the game.
+
+    Raises:
+        UserError: if it has none: it has learned from recorded episodes only.
     """
     data = agent.configuration["data"]
-    env = make_env(data["environment"], **(data.get("environment_options") or {}))
+    if data["environment"] is None:
+        raise UserError("the agent was trained without an environment: name recorded episodes with --replay")
+    env = make_env(data["environment"], data.get("wrappers"), **(data.get("environment_options") or {}))
     frame, _ = env.reset(seed=seed)
     agent.reset()
     frames, actions = [], []
@@ -130,8 +134,7 @@ def read_episode(agent: Agent, folder: Path, episode: int, stop: int) -> Episode
         UserError: if there is no such replay or episode, or it is damaged.
     """
     height, width = agent.configuration["data"]["frame_size"]
-    candidates = [folder, folder / "rank_0", folder / "replay" / "rank_0"]
-    found = next((each for each in candidates if ReplayFiles.of(each).index.is_file()), folder)
+    found = find_replays(folder)[0]
     reader = ReplayReader(found, (height, width, 3))
     if not 0 <= episode < reader.num_episodes:
         raise UserError(f"{found} has no episode {episode}: it holds {reader.num_episodes}")
