@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,12 @@ BATCH_BYTES = 64 << 20
 
 MAX_CHUNK_BYTES = 256 << 20
 """A compressed block of an HDF5 file is read as a whole; Minari's have some kilobytes."""
+
+HDF5 = "main_data.hdf5"
+"""Where Minari keeps the episodes of a dataset."""
+
+MAX_METADATA_BYTES = 64 << 20
+"""They hold the lowest and the highest value of every pixel, as text."""
 
 MAX_FRAMES = 1 << 32
 
@@ -79,7 +86,7 @@ def import_minari(source: str, folder: Path, key: str | None = None) -> DatasetS
 
     height, width = space.shape[:2]
     steps = episodes = 0
-    with _damage_errors(source), open_regular(dataset / "main_data.hdf5") as raw, h5py.File(raw, "r") as file:
+    with _damage_errors(source), open_regular(dataset / HDF5) as raw, h5py.File(raw, "r") as file:
         names = _episode_names(file)
         with whole_folder(folder) as new:
             replay = Replay(new, (height, width, 3))
@@ -133,7 +140,9 @@ def export_minari(replays: Sequence[Path], dataset_id: str, num_actions: int) ->
         storage.update_metadata(
             {"dataset_id": dataset_id, "minari_version": __version__, "algorithm_name": "delta-iris"}
         )
+        storage.update_episodes([])  # makes the file
         for batch, known in _batches(readers, num_actions):
+            _reserve(new / "data" / HDF5, batch)
             first = storage.total_episodes
             storage.update_episodes(batch)
             storage.update_episode_metadata([{FINAL_KNOWN: each} for each in known], range(first, first + len(batch)))
@@ -182,7 +191,8 @@ def _check_dataset(dataset: Path, source: str, key: str | None) -> tuple[gym.spa
     from minari.serialization import deserialize_space
 
     with _damage_errors(source):
-        metadata = json.loads(read_text(dataset / "metadata.json", 64 << 20))
+        path = dataset / "metadata.json"
+        metadata = json.loads(read_text(path, min(path.stat().st_size, MAX_METADATA_BYTES)))
         stored = metadata.get("data_format", "hdf5")
         spaces = [metadata.get(f"{name}_space") for name in ("observation", "action")]
         if None in spaces:
@@ -330,6 +340,18 @@ def _batches(readers: list[ReplayReader], num_actions: int) -> Iterator[tuple[li
                 batch, known = [], []
     if batch:
         yield batch, known
+
+
+def _reserve(path: Path, batch: list[Any]) -> None:
+    """Take more disk space than a batch can need, which HDF5 gives back: it crashes where a disk is full.
+
+    Raises:
+        OSError: if there is not as much.
+    """
+    if hasattr(os, "posix_fallocate"):  # Linux
+        size = sum(3 * buffer.observations.nbytes + (128 << 10) for buffer in batch)
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, size)
 
 
 def _export_episode(reader: ReplayReader, episode: int, num_actions: int) -> Any:

@@ -87,7 +87,7 @@ def find_recorded_episodes(folder: Path, world_size: int = 1) -> list[Path] | li
     paths = sorted(folder.glob("*.npz"))
     if len(paths) < world_size:
         raise UserError(
-            f"data.recorded_episodes {folder} holds no replay and {len(paths)} .npz files, one episode each, but "
+            f"data.recorded_episodes {folder} holds {len(paths)} .npz files, one episode each, and no replay, but "
             f"{world_size} process(es) need at least one each: check the path"
         )
     return paths

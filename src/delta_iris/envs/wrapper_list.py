@@ -75,11 +75,15 @@ def check_wrappers(key: str, entries: Any, allowed: Mapping[str, type]) -> None:
             raise UserError(f"{key}[{index}] names the wrapper {name[:100]!r}, {_instead(name, allowed)}")
         signature = inspect.signature(allowed[name])
         taken = list(signature.parameters)[1:]
-        try:
-            signature.bind(None, **arguments)
-        except TypeError as error:
-            taken_text = f"it takes {', '.join(taken)}" if taken else "it takes no arguments"
-            raise UserError(f"{key}[{index}].{name}: {error}: {taken_text}") from error
+        unknown = [argument for argument in arguments if argument not in taken]
+        missing = [
+            parameter.name
+            for parameter in list(signature.parameters.values())[1:]
+            if parameter.default is parameter.empty and parameter.name not in arguments
+        ]
+        if unknown or missing:
+            problem = f"unknown argument {unknown[0][:100]!r}" if unknown else f"the argument {missing[0]!r} is missing"
+            raise UserError(f"{key}[{index}].{name}: {problem}: it takes {', '.join(taken) or 'no arguments'}")
         if key == "data.wrappers" and arguments.get("terminal_on_life_loss"):
             raise UserError(
                 f"{key}[{index}].{name}.terminal_on_life_loss would end test episodes with the first life: leave it "
