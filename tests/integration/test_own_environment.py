@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from delta_iris.data.replay_reader import ReplayReader
 from delta_iris.envs.make import make_env
 from delta_iris.pretrained import export_agent, load_pretrained
 from tests.integration.faults.runs import ROOT, RUN, TINY, fit
+from tests.integration.test_cli import run
 
 TINY_MODEL = {key: value for key, value in yaml.safe_load(TINY.read_text()).items() if key in ("trainer", "model")}
 FEW = {"num_test_envs": 1, "val_episodes": 1, "num_workers": 1, "val_batches": 1, "max_test_episode_steps": 30}
@@ -20,22 +22,29 @@ FEW = {"num_test_envs": 1, "val_episodes": 1, "num_workers": 1, "val_batches": 1
 
 def small(folder: Path) -> Path:
     """A configuration to stack on another one: an epoch of a tiny model."""
+    content = deepcopy(TINY_MODEL) | {"data": FEW}
+    steps = {"first_epoch_steps": 2, "batch_size": 2}
+    content["model"]["init_args"]["schedule"] = {
+        "collection": {"first_epoch_frames": 120},
+        **dict.fromkeys(("tokenizer", "dynamics", "actor_critic"), steps),
+    }
     path = folder / "small.yaml"
-    path.write_text(yaml.safe_dump(TINY_MODEL | {"data": FEW}))
+    path.write_text(yaml.safe_dump(content))
     return path
 
 
 @pytest.mark.parametrize(("name", "module"), [("atari", "ale_py"), ("minigrid", "minigrid")])
 def test_a_shipped_configuration_of_another_game_runs(tmp_path: Path, name: str, module: str) -> None:
     pytest.importorskip(module)
-    few = ("--trainer.max_epochs", 1, "--model.schedule.collection.first_epoch_frames", 120)
-    output = fit("--config", small(tmp_path), *few, cwd=tmp_path, config=ROOT / "configs" / f"{name}.yaml")
+    output = fit(
+        "--config", small(tmp_path), "--trainer.max_epochs", 1, cwd=tmp_path, config=ROOT / "configs" / f"{name}.yaml"
+    )
     assert "Done: 1 epochs, 120 frames" in output
-    run = tmp_path / "lightning_logs" / name / "version_0"
-    reader = ReplayReader(run / "replay" / "rank_0", (64, 64, 3))
+    folder = tmp_path / "lightning_logs" / name / "version_0"
+    reader = ReplayReader(folder / "replay" / "rank_0", (64, 64, 3))
     assert reader.read(0, 0, 10).frames.std() > 0
     # Whoever has the exported agent makes the very game from its configuration.
-    export_agent(run / "checkpoints" / "last.ckpt", tmp_path / "agent")
+    export_agent(folder / "checkpoints" / "last.ckpt", tmp_path / "agent")
     agent = load_pretrained(tmp_path / "agent")
     data = agent.configuration["data"]
     env = make_env(data["environment"], data["wrappers"], **data["environment_options"])
@@ -76,19 +85,8 @@ def test_training_sees_all_wrappers_and_tests_those_of_the_game(wrapped: Path) -
     assert max(len(each.rewards) for each in steps) == 9
     assert set(np.concatenate([each.rewards for each in steps]).tolist()) == {0.0, 0.25}
     assert (steps[0].frames[..., :1] == steps[0].frames).all()
-    arguments = ["--ckpt_path", "last", "--data.test_episodes", "20", "--data.num_test_envs", "2"]
-    from tests.integration.test_cli import run
-
-    config = wrapped / RUN / "config.yaml"
-    run(
-        "test",
-        "--config",
-        config,
-        "--ckpt_path",
-        wrapped / RUN / "checkpoints" / "last.ckpt",
-        *arguments[2:],
-        cwd=wrapped,
-    )
+    config, last = wrapped / RUN / "config.yaml", wrapped / RUN / "checkpoints" / "last.ckpt"
+    run("test", "--config", config, "--ckpt_path", last, "--data.test_episodes", 20, cwd=wrapped)
     result = json.loads((wrapped / RUN / "evaluation" / "last.json").read_text())
     assert set(result["length"]) == {18}
     returns = result["reward"]
@@ -115,16 +113,12 @@ def test_a_run_is_resumed_with_the_same_wrappers(wrapped: Path) -> None:
     ("wrappers", "message"),
     [
         ("[ResizeObs]", "data.wrappers[0] names the wrapper 'ResizeObs', which is not known: choose ResizeObservation"),
-        ("[{ResizeObservation: {size: 64}}]", "data.wrappers[0].ResizeObservation: unknown argument 'size'"),
-        ("[{ResizeObservation: {shape: small}}]", "the wrapper ResizeObservation cannot be applied with"),
-        ("[tests.envs.toy_env.BlinkEnv]", "data.wrappers[0] names the wrapper 'tests.envs.toy_env.BlinkEnv'"),
-        ("[ClipReward]", "list it in data.training_wrappers"),
-        ("{class_path: os.system}", "it must be a list"),
+        ("[{class_path: os.system}]", "names os.system, which a file may not use"),
     ],
 )
 def test_mistakes_in_wrappers_are_one_line(tmp_path: Path, wrappers: str, message: str) -> None:
     (tmp_path / "wrapped.yaml").write_text(f"data: {{wrappers: {wrappers}}}\n")
     output = fit("--config", "wrapped.yaml", cwd=tmp_path, status=2)
-    assert message in output or "class_path names os.system" in output
+    assert message in output
     assert len([line for line in output.splitlines() if line.startswith("delta-iris: ")]) == 1
     assert not (tmp_path / "lightning_logs").exists()
