@@ -10,7 +10,8 @@ import yaml
 
 from delta_iris.commands.main import main
 from delta_iris.data.replay_reader import ReplayReader
-from tests.data.test_minari_datasets import SHAPE, write_replay
+from tests.data.replay_helpers import SHAPE
+from tests.data.test_minari_datasets import write_replay
 
 minari = pytest.importorskip("minari")
 pytest.importorskip("h5py")
@@ -28,12 +29,12 @@ def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_run_is_exported_and_imported_again(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["data", "export", str(run_folder), "a/run-v0"])
+    main(["data", "export", str(run_folder), "my/run-v0"])
     output = capsys.readouterr().out
-    assert "Written: a/run-v0, 2 episodes of 11 steps, 4×6 frames and 17 actions" in output
-    assert "minari.load_dataset('a/run-v0')" in output
-    assert [len(episode) for episode in minari.load_dataset("a/run-v0")] == [5, 6]
-    main(["data", "import", "a/run-v0", "episodes"])
+    assert "Written: my/run-v0, 2 episodes of 11 steps, 4×6 frames and 17 actions" in output
+    assert "minari.load_dataset('my/run-v0')" in output
+    assert [len(episode) for episode in minari.load_dataset("my/run-v0")] == [5, 6]
+    main(["data", "import", "my/run-v0", "episodes"])
     output = capsys.readouterr().out
     assert "--data.environment null --data.num_actions 17 --data.frame_size '[4, 6]'" in output
     reader, expected = (ReplayReader(path, SHAPE) for path in (Path("episodes"), run_folder / "replay" / "rank_1"))

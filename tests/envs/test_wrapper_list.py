@@ -35,7 +35,8 @@ def test_a_list_makes_what_code_makes() -> None:
 
 
 def test_the_order_of_a_list_is_that_of_its_wrappers() -> None:
-    resize, skip = {"ResizeObservation": {"shape": [8, 8]}}, {"MaxAndSkipObservation": {"skip": 2}}
+    resize: dict[str, Any] = {"ResizeObservation": {"shape": [8, 8]}}
+    skip: dict[str, Any] = {"MaxAndSkipObservation": {"skip": 2}}
     for order in ([resize, skip], [skip, resize]):
         env, names = make_env(CATCH, order), []
         while isinstance(env, gym.Wrapper):
