@@ -166,7 +166,7 @@ def make_dataset(
     )
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is set to None:UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.*(is set|spec is) .?None.*:UserWarning")
 
 
 def random_frames(*shape: int) -> NDArray[np.uint8]:
@@ -275,8 +275,9 @@ def test_what_exists_is_not_overwritten(tmp_path: Path) -> None:
 
 def test_too_few_actions_leave_no_dataset(tmp_path: Path, root: Path) -> None:
     write_replay(tmp_path / "replay", [(20, "terminated", True)])
-    with pytest.raises(UserError, match=r"has the action \d+, but there are 2: give --num_actions"):
-        export_minari([tmp_path / "replay"], "new-v0", 2)
+    for name in ("new-v0", "some/new-v0"):
+        with pytest.raises(UserError, match=r"has the action \d+, but there are 2: give --num_actions"):
+            export_minari([tmp_path / "replay"], name, 2)
     assert list(root.iterdir()) == []
 
 

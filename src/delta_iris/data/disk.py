@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -132,7 +132,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists already: name a new one")
-    new = target.with_name(f".{target.name}.partial")
+    new, has_parent = target.with_name(f".{target.name}.partial"), target.parent.exists()
     try:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
@@ -142,6 +142,9 @@ def whole_folder(target: Path) -> Iterator[Path]:
         replace_by(target, new)
     except BaseException as error:
         shutil.rmtree(new, ignore_errors=True)
+        if not has_parent:
+            with suppress(OSError):
+                target.parent.rmdir()
         if is_disk_full(error):
             raise UserError(f"{target} cannot be written: the disk is full; nothing of it is left") from error
         if isinstance(error, OSError):

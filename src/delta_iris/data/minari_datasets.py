@@ -115,17 +115,16 @@ def export_minari(replays: Sequence[Path], dataset_id: str, num_actions: int) ->
         UserError: if a replay is damaged or holds other actions, the id is malformed or taken, or the disk is full;
             nothing is left of the dataset then.
     """
-    _minari()
+    target = _dataset_path(dataset_id)
     from minari.dataset.minari_dataset import parse_dataset_id
     from minari.dataset.minari_storage import MinariStorage
     from minari.namespace import create_namespace, list_local_namespaces
-    from minari.storage.datasets_root_dir import get_dataset_path
 
     try:
         namespace = parse_dataset_id(dataset_id)[0]
     except (ValueError, TypeError) as error:
         raise UserError(f"{dataset_id!r} is no id of a Minari dataset: it has the form catch/random-v0") from error
-    target, (_, shape) = get_dataset_path(dataset_id), read_metadata(replays[0])
+    _, shape = read_metadata(replays[0])
     readers = [ReplayReader(replay, shape) for replay in replays]
     size = DatasetSize(0, 0, (shape[0], shape[1]), num_actions)
     with whole_folder(target) as new:
@@ -154,14 +153,21 @@ def export_minari(replays: Sequence[Path], dataset_id: str, num_actions: int) ->
     return size
 
 
-def _minari() -> Any:
+def _dataset_path(dataset_id: str) -> Path:
+    """Where Minari keeps a dataset, or would keep it."""
     try:
-        import minari
+        # Only its HDF5 storage needs this.
+        import h5py  # noqa: F401
+        from minari.storage.datasets_root_dir import get_dataset_path
     except ModuleNotFoundError as error:
         raise UserError(
-            f"Minari datasets need the package {error.name}: python -m pip install 'delta-iris[minari]'"
+            f"Minari datasets need the package {error.name}: install the extra minari (in a clone, python -m pip "
+            "install -e '.[minari]')"
         ) from error
-    return minari
+    try:
+        return Path(get_dataset_path(dataset_id))
+    except OSError as error:
+        raise UserError(f"Minari's folder cannot be made ({error}): set MINARI_DATASETS_PATH to another one") from error
 
 
 # --- import ---
@@ -169,10 +175,7 @@ def _minari() -> Any:
 
 def _find_dataset(source: str) -> Path:
     """The folder with a dataset's metadata and episodes."""
-    _minari()
-    from minari.storage.datasets_root_dir import get_dataset_path
-
-    for folder in (Path(source), get_dataset_path(source)):
+    for folder in (Path(source), _dataset_path(source)):
         for data in (folder / "data", folder):
             if (data / "metadata.json").is_file():
                 return data

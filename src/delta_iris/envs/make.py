@@ -37,8 +37,8 @@ def make_env(
         module = environment.partition(":")[0]
         if isinstance(error, ModuleNotFoundError) and module in EXTRAS:
             raise UserError(
-                f"environment {environment!r} needs the package {module}: python -m pip install "
-                f"'delta-iris[{EXTRAS[module]}]'"
+                f"environment {environment!r} needs the package {module}: install the extra {EXTRAS[module]} (in a "
+                f"clone, python -m pip install -e '.[{EXTRAS[module]}]')"
             ) from error
         raise UserError(
             f"cannot create environment {environment!r} with options {options}: {error}: check data.environment and "
