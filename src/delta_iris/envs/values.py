@@ -61,8 +61,10 @@ def frame_hint(shape: tuple[int, ...] | None, dtype: Any) -> str:
             "its frames must be uint8 from 0 to 255: convert floats with RescaleObservation: {min_obs: 0, max_obs: "
             "255} and DtypeObservation: {dtype: uint8} in data.wrappers"
         )
+    if len(shape) == 2 or shape[-1] == 1:
+        return "its frames are grey, which its observation space must say: they become RGB then"
     if shape[-1] != RGB_CHANNELS and shape[0] in (1, RGB_CHANNELS):
-        return "its channels come first: register an environment that transposes the frames to (H, W, 3)"
+        return "its channels come first: transpose the frames to (H, W, 3) in the environment"
     if shape[-1] != RGB_CHANNELS:
         return "its frames must be grey or RGB, so that the last axis has 1 or 3 entries"
     return "all frames must have one size (ResizeObservation in data.wrappers)"
