@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from delta_iris.actor_critic.policy import FramePolicy
-from delta_iris.data.segment import to_float
+from delta_iris.data.segment import SegmentBatch, to_float
+from delta_iris.envs.catch import CatchEnv
 from delta_iris.errors import UserError
 from delta_iris.pretrained import Agent, export_agent, is_exported, load_exported, load_pretrained
 from delta_iris.training.learner import Learner
@@ -124,6 +125,8 @@ def test_parts_stay_below_their_size_and_hold_no_optimizer_or_target(exported: P
     assert about["frames_collected"] == 700
     assert is_exported(exported)
     assert not is_exported(exported.parent)
+    # Whoever may read the list may read the parts.
+    assert len({path.stat().st_mode for path in exported.iterdir()}) == 1
     assert yaml.safe_load((exported / "config.yaml").read_text()) == about["configuration"]
 
 
@@ -264,6 +267,48 @@ def test_an_agent_of_a_model_with_a_filter_acts_too(tmp_path: Path) -> None:
     agent.reset()
     torch.manual_seed(0)
     assert [agent.act(frame) for _ in range(5)] == first
+
+
+CATCH = ROOT / "pretrained" / "catch"
+
+
+def test_an_episode_is_played_from_its_start_to_its_end_or_the_last_step() -> None:
+    agent, env = load_pretrained(CATCH), CatchEnv()
+    torch.manual_seed(0)
+    frames, actions = agent.play_episode(env, seed=3)
+    assert frames.shape == (18, 16, 16, 3)
+    # The same actions in the same game give the same frames.
+    frame, _ = env.reset(seed=3)
+    caught = 0.0
+    for recorded, action in zip(frames, actions, strict=True):
+        assert np.array_equal(recorded, frame)
+        frame, reward, terminated, *_ = env.step(action)
+        caught += reward
+    assert terminated
+    assert caught >= 5
+    torch.manual_seed(0)
+    some, some_actions = agent.play_episode(env, max_steps=7, seed=3)
+    assert np.array_equal(some, frames[:7])
+    assert np.array_equal(some_actions, actions[:7])
+
+
+def test_an_agent_is_an_environment_of_its_world_model() -> None:
+    agent = load_pretrained(CATCH)
+    starts = SegmentBatch.from_numpy(*agent.play_episode(CatchEnv(), seed=0)).windows(agent.system.context)
+    envs = agent.imagine(starts, num_envs=3, max_steps=5)
+    assert envs.single_action_space == CatchEnv().action_space
+    assert envs.single_observation_space == CatchEnv().observation_space
+    frames, _ = envs.reset(seed=0)
+    last = starts.frames[:, -1].permute(0, 2, 3, 1).numpy()
+    assert all(any(np.array_equal(frame, start) for start in last) for frame in frames)
+    assert [envs.step(np.ones(3, np.int64))[3].all() for _ in range(5)] == [False] * 4 + [True]
+
+
+def test_a_model_free_agent_cannot_imagine(exported: Path) -> None:
+    agent = load_pretrained(exported)
+    agent.world_model = None
+    with pytest.raises(ValueError, match="no world model"):
+        agent.imagine(SegmentBatch.from_numpy(FRAMES, [0] * len(FRAMES)), 1)
 
 
 def test_the_shipped_agent_loads() -> None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 from huggingface_hub import save_torch_state_dict
@@ -19,9 +20,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from delta_iris.data.segment import to_float
+from delta_iris.data.segment import SegmentBatch, to_float
 from delta_iris.errors import UserError
 from delta_iris.files import open_regular, read_text
+from delta_iris.imagination.vector_env import ImaginedVectorEnv
 from delta_iris.legacy import is_legacy_configuration, upgrade_configuration, upgrade_weights
 from delta_iris.model_card import model_card
 from delta_iris.training.checkpoint import (
@@ -86,6 +88,9 @@ def export_agent(checkpoint: Path, folder: Path, part_bytes: int = PART_BYTES) -
         "configuration": content["configuration"],
     }
     (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
+    for part in about["parts"]:
+        # safetensors lets the owner alone read them.
+        shutil.copymode(folder / ABOUT, folder / part)
     shutil.copyfile(config, folder / "config.yaml")
     (folder / CARD).write_text(card)
 
@@ -195,6 +200,47 @@ class Agent:
     def reset(self) -> None:
         """Forget the episode. Call it before each episode's first frame."""
         self._memory = self._policy.initial_memory(1)
+
+    def play_episode(
+        self, env: gym.Env[Any, Any], max_steps: int | None = None, seed: int | None = None
+    ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Play an episode from its start.
+
+        Args:
+            env: the agent's game.
+            max_steps: steps to stop after; None for the whole episode.
+            seed: of the game.
+
+        Returns:
+            frames (T, H, W, 3) uint8, and the actions (T,) int64 chosen at them.
+        """
+        frame, _ = env.reset(seed=seed)
+        self.reset()
+        frames: list[NDArray[np.uint8]] = []
+        actions: list[int] = []
+        over = False
+        while not over and len(frames) != max_steps:
+            frames.append(np.asarray(frame))
+            actions.append(self.act(frames[-1]))
+            frame, _, terminated, truncated, _ = env.step(actions[-1])
+            over = terminated or truncated
+        return np.stack(frames), np.array(actions)
+
+    def imagine(self, starts: SegmentBatch, num_envs: int, **options: Any) -> ImaginedVectorEnv:
+        """Make environments of the agent's world model, in which anything that speaks Gymnasium can learn.
+
+        Args:
+            starts: S segments of real steps that episodes start from, `system.context` steps or more.
+            num_envs: number of environments N.
+            options: `max_steps` and `autoreset_mode` of `ImaginedVectorEnv`.
+
+        Raises:
+            ValueError: if the agent has no world model.
+        """
+        if self.world_model is None:
+            raise ValueError("this agent has no world model: it cannot imagine")
+        num_actions = self.configuration["data"]["num_actions"]
+        return ImaginedVectorEnv(self.world_model, num_actions, num_envs, starts, **options)
 
     @torch.no_grad()
     def act(self, frame: NDArray[np.uint8]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from delta_iris.data.segment import SegmentBatch, to_float
@@ -27,6 +28,24 @@ def test_slice_time_slices_every_field() -> None:
         assert torch.equal(field, whole[:, 2:-1])
     for field, whole in zip(batch.slice_time(None, None), batch, strict=True):
         assert torch.equal(field, whole)
+
+
+@pytest.mark.parametrize("length", [1, 4, 9])
+def test_windows_are_all_segments_of_consecutive_steps(length: int) -> None:
+    batch = make_batch()
+    windows = batch.windows(length)
+    number = 9 - length + 1
+    for field, whole in zip(windows, batch, strict=True):
+        assert len(field) == 4 * number
+        for row in range(4):
+            for start in range(number):
+                assert torch.equal(field[row * number + start], whole[row, start : start + length])
+
+
+@pytest.mark.parametrize("length", [0, 10])
+def test_windows_longer_than_the_segments_are_refused(length: int) -> None:
+    with pytest.raises(ValueError, match=f"length is {length}: it must be between 1 and the 9 steps"):
+        make_batch().windows(length)
 
 
 def test_select_indexes_the_batch_axis_of_every_field() -> None:

@@ -17,12 +17,15 @@ PAST = (DOCS / "lab_notes", DOCS / "results")
 """Folders whose commands have the names of their time."""
 
 PAGES = [
-    *(ROOT / page for page in ("README.md", "CONTRIBUTING.md", "pretrained/crafter_cnn/README.md")),
+    *(
+        ROOT / page
+        for page in ("README.md", "CONTRIBUTING.md", "pretrained/crafter_cnn/README.md", "pretrained/catch/README.md")
+    ),
     *(path for path in SITE_PAGES if not {*path.parents} & {*PAST}),
 ]
 COMMAND = re.compile(r"^\s*(?:PYTHONPATH=\S+ )?delta-iris (?P<rest>(?:fit|test|validate)\b.*)$", re.MULTILINE)
 KEY = re.compile(
-    r"(?<![\w.])(?:--)?(?P<key>(?:model|data|trainer|checkpoint|episodes|images)(?:\.[a-z_]+)+)(?!\w|\.\w)"
+    r"(?<![\w.])(?:--)?(?P<key>(?:model(?!\.safetensors)|data|trainer|checkpoint|episodes|images)(?:\.[a-z_]+)+)(?!\w|\.\w)"
 )
 
 

@@ -9,10 +9,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from numpy.typing import NDArray
 from torch import nn
 
-from delta_iris.data.segment import SegmentBatch
 from delta_iris.imagination.vector_env import ImaginedVectorEnv
 from delta_iris.world_models.base import WorldModel
 from delta_iris.world_models.tokens.token_world_model import TokenWorldModel
@@ -20,22 +20,25 @@ from tests.helpers import ACTIONS, CONTEXT, SIZE, make_segment, make_world_model
 from tests.systems.recurrent import GRUWorldModel
 
 NUM_ENVS = 3
-
-
-def starts() -> Iterator[SegmentBatch]:
-    """Segments to start from, each another one."""
-    seed = 0
-    while True:
-        yield make_segment(1, CONTEXT, seed=seed)
-        seed += 1
+STARTS = make_segment(20, CONTEXT)
+ZEROS = np.zeros(NUM_ENVS, np.int64)
 
 
 def make_envs(
-    model: WorldModel[Any] | None = None, max_steps: int = 1000, num_envs: int = NUM_ENVS
+    model: WorldModel[Any] | None = None,
+    max_steps: int = 1000,
+    num_envs: int = NUM_ENVS,
+    autoreset_mode: AutoresetMode = AutoresetMode.NEXT_STEP,
 ) -> ImaginedVectorEnv:
-    """Environments of a small world model; the sequence of starts is the same in all of them."""
-    drawn = starts()
-    return ImaginedVectorEnv(model or never_ending_model(), ACTIONS, num_envs, lambda: next(drawn), max_steps=max_steps)
+    """Environments of a small world model, which start from one of `STARTS`."""
+    return ImaginedVectorEnv(
+        model or never_ending_model(), ACTIONS, num_envs, STARTS, max_steps=max_steps, autoreset_mode=autoreset_mode
+    )
+
+
+def is_a_start(frame: NDArray[np.uint8]) -> bool:
+    """Whether a frame is the last one of a segment that episodes start from."""
+    return any(np.array_equal(frame, last.permute(1, 2, 0).numpy()) for last in STARTS.frames[:, -1])
 
 
 def set_end(model: TokenWorldModel, logit: float) -> TokenWorldModel:
@@ -81,91 +84,170 @@ def test_observations_and_actions_lie_in_their_spaces(recurrent: bool) -> None:
         assert all(np.array_equal(*pair) for pair in zip(envs.render(), frames, strict=True))
 
 
-def test_an_episode_starts_from_the_last_frame_of_its_segment() -> None:
+def test_episodes_start_from_the_last_frames_of_the_segments() -> None:
     # A recurrent model would show its own reconstruction; the token model keeps the frame.
-    frames, _ = make_envs().reset(seed=0)
-    expected = [next_start.frames[0, -1] for next_start, _ in zip(starts(), range(1 + NUM_ENVS), strict=False)][1:]
-    assert np.array_equal(frames, torch.stack(expected).permute(0, 2, 3, 1).numpy())
-
-
-def test_the_step_after_an_end_resets_the_environment() -> None:
-    envs = make_envs(set_end(make_world_model(), 99.0))
+    envs = make_envs(num_envs=40)
     frames, _ = envs.reset(seed=0)
-    for _ in range(2):
-        after, _, terminated, truncated, _ = envs.step(np.zeros(NUM_ENVS, np.int64))
-        assert terminated.all()
-        assert not truncated.any()
-        assert not np.array_equal(after, frames)
-        frames, rewards, terminated, truncated, _ = envs.step(np.zeros(NUM_ENVS, np.int64))
-        assert not terminated.any()
-        assert not truncated.any()
-        assert not rewards.any()
-    drawn = [start.frames[0, -1] for start, _ in zip(starts(), range(1 + 3 * NUM_ENVS), strict=False)][-NUM_ENVS:]
-    assert np.array_equal(frames, torch.stack(drawn).permute(0, 2, 3, 1).numpy())
+    assert all(is_a_start(frame) for frame in frames)
+    # 40 draws out of 20.
+    assert 10 < len({frame.tobytes() for frame in frames}) < 20
 
 
-def test_episodes_are_truncated_after_max_steps() -> None:
-    steps = play(make_envs(max_steps=3), 8)[1:]
+@pytest.mark.parametrize("ends", [99.0, 0.0], ids=["always", "at times"])
+@pytest.mark.parametrize("recurrent", [False, True], ids=["tokens", "recurrent"])
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_steps_and_resets_follow_gymnasium(mode: AutoresetMode, recurrent: bool, ends: float) -> None:
+    """As `SyncVectorEnv`'s environments do, which play back the same episodes."""
+    torch.manual_seed(0)
+    model = GRUWorldModel(SIZE, ACTIONS) if recurrent else set_end(make_world_model(), ends)
+    envs = make_envs(model, max_steps=5, autoreset_mode=mode)
+    first, _ = envs.reset(seed=0)
+    steps: list[Any] = []
+    for step in range(14):
+        steps.append(envs.step(np.full(NUM_ENVS, step % ACTIONS)))
+        ended = steps[-1][2] | steps[-1][3]
+        if mode is AutoresetMode.DISABLED and ended.any():
+            steps[-1] = (*steps[-1], envs.reset(options={"reset_mask": ended})[0])
+    assert sum((step[2] | step[3]).sum() for step in steps) >= 6
+    # Each environment's episodes: frames, and the rewards and ends that led to them.
+    recorded: list[list[list[tuple[Any, ...]]]] = []
+    for index in range(NUM_ENVS):
+        episodes: list[list[tuple[Any, ...]]] = [[(first[index],)]]
+        over = False
+        for step in steps:
+            frame, (reward, terminated, truncated) = step[0][index], (part[index] for part in step[1:4])
+            if over and mode is AutoresetMode.NEXT_STEP:
+                assert (reward, terminated, truncated) == (0.0, False, False)
+                episodes.append([(frame,)])
+                over = False
+                continue
+            over = bool(terminated or truncated)
+            last = step[4]["final_obs"][index] if over and mode is AutoresetMode.SAME_STEP else frame
+            episodes[-1].append((last, reward, terminated, truncated))
+            if over and mode is not AutoresetMode.NEXT_STEP:
+                episodes.append([(frame if mode is AutoresetMode.SAME_STEP else step[5][index],)])
+        recorded.append(episodes)
+    expected = SyncVectorEnv([lambda played=played: Playback(played) for played in recorded], autoreset_mode=mode)  # type: ignore[misc]
+    assert np.array_equal(expected.reset()[0], first)
+    for step in steps:
+        found = expected.step(ZEROS)
+        for value, wanted in zip(step[:4], found[:4], strict=True):
+            assert value.dtype == wanted.dtype
+            assert np.array_equal(value, wanted)
+        assert step[4].keys() == found[4].keys()
+        if "final_obs" in step[4]:
+            assert step[4]["final_obs"].dtype == found[4]["final_obs"].dtype == object
+            assert np.array_equal(step[4]["_final_obs"], found[4]["_final_obs"])
+            assert np.array_equal(step[4]["_final_info"], found[4]["_final_info"])
+        if len(step) == 6:
+            assert np.array_equal(expected.reset(options={"reset_mask": step[2] | step[3]})[0], step[5])
+
+
+class Playback(gym.Env[NDArray[np.uint8], np.int64]):
+    """Plays episodes back, whatever the actions are."""
+
+    observation_space = gym.spaces.Box(0, 255, (*SIZE, 3), np.uint8)
+    action_space = gym.spaces.Discrete(ACTIONS)
+
+    def __init__(self, episodes: list[list[tuple[Any, ...]]]) -> None:
+        self.episodes = iter(episodes)
+        self.steps: Iterator[tuple[Any, ...]] = iter(())
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self.steps = iter(next(self.episodes))
+        return next(self.steps)[0], {}
+
+    def step(self, action: np.int64) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        frame, reward, terminated, truncated = next(self.steps)
+        return frame, reward, terminated, truncated, {}
+
+
+def test_a_new_episode_starts_from_a_segment_and_ages_anew() -> None:
+    envs = make_envs(max_steps=3)
+    steps = play(envs, 8)[1:]
     truncated = [step[3].all() for step in steps]
     # The step after a truncation resets.
     assert truncated == [False, False, True, False, False, False, True, False]
     assert [step[3].any() for step in steps] == truncated
     assert not any(step[2].any() for step in steps)
+    assert [all(is_a_start(frame) for frame in step[0]) for step in steps] == [False] * 3 + [True] + [False] * 3 + [
+        True
+    ]
 
 
 def test_an_end_in_the_last_step_is_not_a_truncation_too() -> None:
     envs = make_envs(set_end(make_world_model(), 99.0), max_steps=1)
     envs.reset(seed=0)
-    _, _, terminated, truncated, _ = envs.step(np.zeros(NUM_ENVS, np.int64))
+    _, _, terminated, truncated, _ = envs.step(ZEROS)
     assert terminated.all()
     assert not truncated.any()
 
 
-def test_the_same_seed_gives_the_same_episodes() -> None:
-    model = set_end(make_world_model(), 0.0)
-    first, second = play(make_envs(model), 12), play(make_envs(model), 12)
+def assert_same_episodes(first: list[Any], second: list[Any]) -> None:
     for one, other in zip(first, second, strict=True):
         assert all(np.array_equal(*pair) for pair in zip(one, other, strict=True))
+
+
+def test_the_same_seed_gives_the_same_episodes() -> None:
+    model = set_end(make_world_model(), 0.0)
+    envs = make_envs(model)
+    first = play(envs, 12)
+    # Nothing that anyone else draws, and nothing that was played before, makes a difference.
+    torch.manual_seed(5)
+    np.random.seed(5)  # noqa: NPY002
+    assert_same_episodes(first, play(make_envs(model), 12))
+    assert_same_episodes(first, play(envs, 12))
     ends = np.stack([step[2] for step in first[1:]])
     assert 0 < ends.mean() < 1
     other_seed = play(make_envs(model), 12, seed=1)
     assert any(not np.array_equal(one[0], other[0]) for one, other in zip(first, other_seed, strict=True))
 
 
-def test_a_reset_of_one_environment_does_not_disturb_the_others() -> None:
-    """The second environment's frames are the same, whether or not the first one starts again in between."""
-    model = never_ending_model()
-    seen = []
-    for interrupted in (False, True):
-        drawn = starts()
-        envs = ImaginedVectorEnv(model, ACTIONS, 1, lambda drawn=drawn: next(drawn))  # type: ignore[misc]
-        other = ImaginedVectorEnv(model, ACTIONS, 1, lambda: make_segment(1, CONTEXT, seed=7))
-        envs.reset()
-        other.reset()
-        frames = []
-        for step in range(4):
-            if interrupted and step == 2:
-                envs.reset()
-            envs.step(np.array([step]))
-            torch.manual_seed(step)
-            frames.append(other.step(np.array([step]))[0])
-        seen.append(np.stack(frames))
-    assert np.array_equal(seen[0], seen[1])
+def test_a_reset_without_a_seed_goes_on_with_the_same_random_numbers() -> None:
+    envs = make_envs(num_envs=8)
+    first, following = envs.reset(seed=0)[0], envs.reset()[0]
+    assert not np.array_equal(first, following)
+    assert np.array_equal(envs.reset(seed=0)[0], first)
+    assert np.array_equal(envs.reset()[0], following)
+    # Without any seed, the operating system gives one.
+    assert not np.array_equal(make_envs(num_envs=20).reset()[0], make_envs(num_envs=20).reset()[0])
 
 
-def test_environments_that_end_at_different_times_reset_one_by_one() -> None:
+def test_imagining_leaves_the_random_numbers_of_a_trainer_alone() -> None:
     envs = make_envs(set_end(make_world_model(), 0.0))
-    drawn = [start.frames[0, -1].permute(1, 2, 0).numpy() for start, _ in zip(starts(), range(60), strict=False)]
-    number = 1 + NUM_ENVS
-    envs.reset(seed=3)
-    ended = np.zeros(NUM_ENVS, np.bool_)
-    mixed = False
-    for _ in range(10):
-        frames, rewards, terminated, truncated, _ = envs.step(np.ones(NUM_ENVS, np.int64))
-        for index in np.flatnonzero(ended):
-            assert np.array_equal(frames[index], drawn[number])
-            assert (rewards[index], terminated[index], truncated[index]) == (0.0, False, False)
-            number += 1
-        mixed |= bool(ended.any() and not ended.all())
-        ended = terminated | truncated
-    assert mixed
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    play(envs, 3)
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_some_environments_are_reset_and_the_others_go_on() -> None:
+    envs = make_envs()
+    envs.reset(seed=0)
+    before, *_ = envs.step(ZEROS)
+    frames, _ = envs.reset(options={"reset_mask": np.array([False, True, False])})
+    assert is_a_start(frames[1])
+    assert np.array_equal(frames[[0, 2]], before[[0, 2]])
+    assert not is_a_start(envs.step(ZEROS)[0][1])
+
+
+def test_what_cannot_be_done_is_refused() -> None:
+    for changes in ({"num_envs": 0}, {"max_steps": 0}):
+        with pytest.raises(ValueError, match="at least 1"):
+            make_envs(**changes)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="there are 0 starts"):
+        ImaginedVectorEnv(never_ending_model(), ACTIONS, 1, STARTS.select(slice(0)))
+    envs = make_envs(set_end(make_world_model(), 99.0), autoreset_mode=AutoresetMode.DISABLED)
+    with pytest.raises(gym.error.ResetNeeded):
+        envs.step(ZEROS)
+    with pytest.raises(ValueError, match="reset all"):
+        envs.reset(options={"reset_mask": ZEROS == 0})
+    with pytest.raises(ValueError, match="one seed"):
+        envs.reset(seed=[1, 2, 3])
+    envs.reset(seed=0)
+    with pytest.raises(ValueError, match="3 bools"):
+        envs.reset(options={"reset_mask": ZEROS})
+    envs.step(ZEROS)
+    with pytest.raises(gym.error.ResetNeeded):
+        envs.step(ZEROS)

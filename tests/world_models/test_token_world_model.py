@@ -123,6 +123,37 @@ def test_observing_forgets_what_was_prefetched(model: TokenWorldModel) -> None:
     assert_same_state(model, observe(model, other), observe(model, other))
 
 
+@pytest.mark.parametrize("length", [1, 2, CONTEXT, FRAMES])
+def test_an_episode_that_starts_anew_is_one_with_padding_before_it(model: TokenWorldModel, length: int) -> None:
+    """Whether it is shorter or longer than the others, which then have padding before them."""
+    segment, other = make_segment().slice_time(0, CONTEXT), make_segment(1, length, seed=3)
+    state = model.restart(observe(model, segment), torch.tensor([1]), other)
+    whole = make_segment(3, max(CONTEXT, length), seed=9)
+    whole.mask[:] = False
+    for row, part in ((0, segment.select([0])), (1, other), (2, segment.select([2]))):
+        for field, value in zip(whole, part, strict=True):
+            field[row, -value.shape[1] :] = value[0]
+    expected = observe(model, whole)
+    # What lies under the padding is anything.
+    state.frames, state.actions, state.tokens = list(expected.frames), list(expected.actions), list(expected.tokens)
+    assert all(torch.equal(*pair) for pair in zip(state.mask, expected.mask, strict=True))
+    assert_same_state(model, state, expected)
+
+
+def test_starting_one_episode_anew_does_not_change_the_others(model: TokenWorldModel) -> None:
+    states = [observe(model, make_segment().slice_time(0, CONTEXT)) for _ in range(2)]
+    for step in range(2 * FRAMES):
+        if step % 5 == 2:
+            states[1] = model.restart(states[1], torch.tensor([1]), make_segment(1, CONTEXT, seed=step))
+        action, tokens = random_step(step)
+        (states[0], one), (states[1], other) = (model.step(state, action, tokens) for state in states)
+        for found, expected in ((other.reward, one.reward), (other.end_logits, one.end_logits)):
+            torch.testing.assert_close(found[[0, 2]], expected[[0, 2]], atol=2e-4, rtol=1e-4)
+        frames, expected_frames = model.decode(states[1]), model.decode(states[0])
+        torch.testing.assert_close(frames[[0, 2]], expected_frames[[0, 2]], atol=2e-5, rtol=1e-5)
+        assert not torch.equal(frames[1], expected_frames[1]) or step < 2
+
+
 def test_imagination_continues_beyond_the_segment_length(model: TokenWorldModel) -> None:
     segment = make_segment()
     state = observe(model, segment.slice_time(0, CONTEXT))

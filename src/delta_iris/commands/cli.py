@@ -37,6 +37,7 @@ from delta_iris.errors import UserError
 from delta_iris.pretrained import is_exported, load_exported
 from delta_iris.scratch import process_scratch
 from delta_iris.training.callbacks import (
+    BoardOverview,
     EpisodeStatistics,
     ImageLogger,
     PhaseProgress,
@@ -124,9 +125,9 @@ class DeltaIrisCLI(LightningCLI):
         )
         parser.add_argument(
             "--version",
-            type=str | None,
+            type=int | str | None,
             default=None,
-            help="folder of the run in lightning_logs/<name>; the next free version_N where null",
+            help="folder of the run in lightning_logs/<name>, or the N of version_N; the next free one where null",
         )
         parser.add_argument(
             "--num_threads",
@@ -247,7 +248,7 @@ class DeltaIrisCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """A Trainer with the custom loops and the callbacks that every run has."""
-        callbacks: list[L.Callback] = [RunSummary(), Throughput()]
+        callbacks: list[L.Callback] = [RunSummary(), Throughput(), BoardOverview()]
         if self._own.trainer.get("enable_progress_bar") is not False:
             callbacks.insert(1, PhaseProgress())
         self.trainer_defaults["callbacks"] = callbacks

@@ -10,11 +10,11 @@ from typing import Any
 import yaml
 
 from delta_iris.commands.trust import check_file, trusted_packages
-from delta_iris.commands.yaml_files import parse_yaml
 from delta_iris.errors import UserError
 from delta_iris.files import read_text
 from delta_iris.legacy import is_legacy_configuration, upgrade_configuration
 from delta_iris.trust import enforce_trust
+from delta_iris.yaml_files import parse_yaml
 
 __all__ = ["LINKED", "find_config", "load_config", "merge_configs", "prepare_arguments", "shipped_configs"]
 

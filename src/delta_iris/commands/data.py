@@ -11,11 +11,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from delta_iris.commands.yaml_files import parse_yaml
 from delta_iris.data.minari_datasets import DatasetSize, export_minari, import_minari
 from delta_iris.data.replay_reader import find_replays
 from delta_iris.errors import UserError
 from delta_iris.files import read_text
+from delta_iris.yaml_files import parse_yaml
 
 __all__ = ["data"]
 

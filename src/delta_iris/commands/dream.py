@@ -88,7 +88,7 @@ def dream(
     write_mp4(out / "dream.mp4", panels, fps)
     strip(list(result), LABELS, STRIP_COLUMNS).save(out / "dream.png")
     error = ((result.imagined.astype(np.float32) - result.real) / 255) ** 2
-    print(f"{len(frames)} steps, imagined from the {system.context + 1}th on")
+    print(f"{len(frames)} steps, imagined from step {system.context} on")
     print(f"mean squared error of imagined frames: {error[system.context :].mean():.4f}")
     print(f"Written: {out}/dream.gif, {out}/dream.mp4 and {out}/dream.png")
 
@@ -108,17 +108,9 @@ def play_episode(agent: Agent, steps: int, seed: int) -> Episode:
     if data["environment"] is None:
         raise UserError("the agent was trained without an environment: name recorded episodes with --replay")
     env = make_env(data["environment"], data.get("wrappers"), **(data.get("environment_options") or {}))
-    frame, _ = env.reset(seed=seed)
-    agent.reset()
-    frames, actions = [], []
-    for _ in range(steps):
-        frames.append(np.asarray(frame))
-        actions.append(agent.act(frames[-1]))
-        frame, _, terminated, truncated, _ = env.step(actions[-1])
-        if terminated or truncated:
-            break
+    episode = agent.play_episode(env, steps, seed)
     env.close()
-    return np.stack(frames), np.array(actions)
+    return episode
 
 
 def read_episode(agent: Agent, folder: Path, episode: int, stop: int) -> Episode:

@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from delta_iris.commands.yaml_files import has_aliases
 from delta_iris.errors import UserError
 from delta_iris.trust import is_dotted_name, refuse_foreign_classes, walk
+from delta_iris.yaml_files import has_aliases
 
 __all__ = ["TrustOption", "check_file", "trusted_packages"]
 

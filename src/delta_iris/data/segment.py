@@ -70,6 +70,20 @@ class SegmentBatch(NamedTuple):
         """
         return SegmentBatch(*(field[:, start:stop] for field in self))
 
+    def windows(self, length: int) -> SegmentBatch:
+        """Return all segments of consecutive steps, row after row, without copying: (B · (T − length + 1), length).
+
+        Args:
+            length: steps of each.
+
+        Raises:
+            ValueError: if a segment has fewer steps.
+        """
+        steps = self.mask.shape[1]
+        if not 1 <= length <= steps:
+            raise ValueError(f"length is {length}: it must be between 1 and the {steps} steps of a segment")
+        return SegmentBatch(*(field.unfold(1, length, 1).movedim(-1, 2).flatten(0, 1) for field in self))
+
     def select(self, rows: Tensor | slice | list[int]) -> SegmentBatch:
         """Return some of the segments.
 

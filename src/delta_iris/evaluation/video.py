@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 __all__ = ["compare_frames", "label_panels", "strip", "write_gif", "write_mp4"]
 
 MAX_FRAMES = 1000
-PANEL_HEIGHT, LABEL_HEIGHT, GAP = 256, 28, 8
+PANEL_HEIGHT, STRIP_HEIGHT, LABEL_HEIGHT, GAP = 256, 64, 28, 8
 BACKGROUND, INK = (255, 255, 255), (40, 40, 40)
 
 
@@ -42,8 +42,7 @@ def write_gif(path: Path, frames: NDArray[np.uint8], height: int = 256, fps: int
         height: frames are enlarged by an integer factor, to at most this number of pixels.
         fps: frames a second.
     """
-    scale = max(1, height // frames.shape[1])
-    images = (Image.fromarray(frame.repeat(scale, 0).repeat(scale, 1)) for frame in frames[:MAX_FRAMES])
+    images = (Image.fromarray(_enlarge(frame, height)) for frame in frames[:MAX_FRAMES])
     next(images).save(path, save_all=True, append_images=images, duration=1000 // fps, loop=0)
 
 
@@ -72,20 +71,21 @@ def label_panels(panels: list[NDArray[np.uint8]], labels: list[str]) -> NDArray[
     Returns:
         (T, H', W', 3).
     """
-    scale = max(1, PANEL_HEIGHT // panels[0].shape[1])
-    height, width = panels[0].shape[1] * scale, panels[0].shape[2] * scale
+    height, width = _enlarge(panels[0][0], PANEL_HEIGHT).shape[:2]
     canvas = Image.new("RGB", (len(panels) * (width + GAP) - GAP, height + LABEL_HEIGHT), BACKGROUND)
     for column, label in enumerate(labels):
         _write(canvas, (column * (width + GAP), 4), label)
     result = np.repeat(np.asarray(canvas)[None], len(panels[0]), 0)
     for column, panel in enumerate(panels):
         left = column * (width + GAP)
-        result[:, LABEL_HEIGHT:, left : left + width] = panel.repeat(scale, 1).repeat(scale, 2)
+        result[:, LABEL_HEIGHT:, left : left + width] = _enlarge(panel, PANEL_HEIGHT)
     return result
 
 
 def strip(rows: list[NDArray[np.uint8]], labels: list[str], columns: int) -> Image.Image:
     """Place evenly spaced frames of animations in rows, with their steps above and a label before each row.
+
+    Frames with fewer than 64 rows of pixels are enlarged.
 
     Args:
         rows: (T, H, W, 3) each, of equal sizes.
@@ -93,17 +93,23 @@ def strip(rows: list[NDArray[np.uint8]], labels: list[str], columns: int) -> Ima
         columns: frames in a row, fewer if there are fewer.
     """
     steps = np.unique(np.linspace(0, len(rows[0]) - 1, columns).round().astype(int))
-    height, width = rows[0].shape[1:3]
+    height, width = _enlarge(rows[0][0], STRIP_HEIGHT).shape[:2]
     left = 110
     image = Image.new("RGB", (left + len(steps) * (width + 2), LABEL_HEIGHT + len(rows) * (height + 2)), BACKGROUND)
     for column, step in enumerate(steps):
         _write(image, (left + column * (width + 2) + 2, 6), str(step))
         for row, frames in enumerate(rows):
             place = left + column * (width + 2), LABEL_HEIGHT + row * (height + 2)
-            image.paste(Image.fromarray(frames[step]), place)
+            image.paste(Image.fromarray(_enlarge(frames[step], STRIP_HEIGHT)), place)
     for row, label in enumerate(labels):
         _write(image, (4, LABEL_HEIGHT + row * (height + 2) + height // 2 - 8), label)
     return image
+
+
+def _enlarge(frames: NDArray[np.uint8], height: int) -> NDArray[np.uint8]:
+    """Repeat the pixels of frames (..., H, W, 3) as often as `height` allows."""
+    scale = max(1, height // frames.shape[-3])
+    return frames.repeat(scale, -3).repeat(scale, -2)
 
 
 def _write(image: Image.Image, place: tuple[int, int], text: str) -> None:

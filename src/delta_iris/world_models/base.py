@@ -6,7 +6,9 @@ from abc import ABC, abstractmethod
 from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 import gymnasium as gym
+import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from delta_iris.data.segment import SegmentBatch
 from delta_iris.nn.statistics import WeightedMean
@@ -92,6 +94,20 @@ class WorldModel(ABC, Generic[State]):
         Returns:
             the next state, and the reward and end predicted for this step.
         """
+
+    @torch.no_grad()
+    def restart(self, state: State, rows: Tensor, segment: SegmentBatch) -> State:
+        """Start some episodes anew, and leave the others as they are.
+
+        This implementation is for states that are tuples of tensors with the batch first.
+
+        Args:
+            state: of B episodes, which is consumed.
+            rows: (R,) int64, the episodes to start anew.
+            segment: R segments of real steps, for `observe`.
+        """
+        fresh, _ = self.observe(self.initial_state(len(rows)), segment)
+        return tree_map(lambda old, new: old.index_copy(0, rows, new), state, fresh)
 
     @abstractmethod
     def decode(self, state: State) -> Tensor:

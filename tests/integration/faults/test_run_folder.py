@@ -70,6 +70,10 @@ def test_a_run_in_use_is_refused_by_name_and_a_new_run_takes_the_next_folder(tmp
         (["--data.recorded_episodes", "missing"], "missing"),
         (["--ckpt_path", "last"], "--ckpt_path last: no run in lightning_logs/tiny has saved a checkpoint"),
         (["--ckpt_path", "best"], "--ckpt_path best: no run in lightning_logs/tiny has saved a checkpoint"),
+        (
+            ["--ckpt_path", "last", "--version", "3"],
+            "lightning_logs/tiny/version_3/checkpoints holds no whole checkpoint",
+        ),
         (["--version", "../out"], "version is '../out': it names a folder, without a path"),
         (["--trainer.default_root_dir", "/proc/runs"], "/proc/runs"),
     ],

@@ -1,5 +1,6 @@
 """What people watch while it runs, and afterwards."""
 
+from delta_iris.training.callbacks.board import BoardOverview
 from delta_iris.training.callbacks.checkpoint import RunCheckpoint
 from delta_iris.training.callbacks.episodes import EpisodeStatistics
 from delta_iris.training.callbacks.final_report import FinalReport
@@ -10,6 +11,7 @@ from delta_iris.training.callbacks.summary import RunSummary
 from delta_iris.training.callbacks.throughput import Throughput
 
 __all__ = [
+    "BoardOverview",
     "CollectionResult",
     "EpisodeStatistics",
     "FinalReport",

@@ -24,10 +24,11 @@ __all__ = ["EpisodeStatistics"]
 class EpisodeStatistics(PhaseCallback):
     """Logs return, length, achievements and score, against the frames collected so far.
 
-    Collected episodes are logged as `train/…`, test episodes as `test/…`. A run that collects nothing is logged against
-    optimizer steps. `test` also prints the statistics, writes them as JSON and the first environment's first episode as
-    a GIF of the same name; its seed is the same each time. The JSON has the format of Crafter's runs, which Crafter's
-    analysis scripts read, with a summary added.
+    Collected episodes are logged as `train/…`, test episodes as `test/…`; `return_interval` is half the width of the
+    95% confidence interval of `return`. A run that collects nothing is logged against optimizer steps. `test` also
+    prints the statistics, writes them as JSON and the first environment's first episode as a GIF of the same name; its
+    seed is the same each time. The JSON has the format of Crafter's runs, which Crafter's analysis scripts read, with a
+    summary added.
 
     Args:
         path: of the JSON; by default `evaluation/<checkpoint>.json` in the checkpoint's run folder or, for an exported
@@ -52,6 +53,7 @@ class EpisodeStatistics(PhaseCallback):
             evaluation = evaluate_episodes(result.episodes)
             values |= {
                 f"{split}/return": evaluation.return_mean,
+                f"{split}/return_interval": evaluation.return_interval,
                 f"{split}/length": evaluation.length_mean,
                 f"{split}/episodes": float(evaluation.episodes),
             }

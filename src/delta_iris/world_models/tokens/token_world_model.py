@@ -162,6 +162,23 @@ class TokenWorldModel(WorldModel[TokenState]):
         return state, Prediction(self.dynamics.reward_codec.mean(reward_logits), end_logits)
 
     @torch.no_grad()
+    def restart(self, state: TokenState, rows: Tensor, segment: SegmentBatch) -> TokenState:
+        """See `WorldModel.restart`. Episodes are aligned at their last frames; padding precedes the shorter ones."""
+        fresh, _ = self.observe(self.initial_state(len(rows)), segment)
+
+        def replaced(old: list[Tensor], new: list[Tensor]) -> list[Tensor]:
+            return _replace_rows(old, new, rows, len(state.mask[-1]))
+
+        aligned = TokenState(
+            replaced(state.frames, fresh.frames),
+            replaced(state.mask, fresh.mask),
+            replaced(state.actions, fresh.actions),
+            replaced(state.tokens, fresh.tokens),
+        )
+        self._refill_caches(aligned)
+        return aligned
+
+    @torch.no_grad()
     def reconstruct(self, segment: SegmentBatch) -> Tensor:
         """See `WorldModel.reconstruct`."""
         return self.tokenizer.reconstruct(segment).frames
@@ -211,6 +228,21 @@ class TokenWorldModel(WorldModel[TokenState]):
         state.frames, state.mask = state.frames[-self.context :], state.mask[-self.context :]
         first = len(state.actions) + 1 - self.context
         state.actions, state.tokens = state.actions[first:], state.tokens[first:]
+        self._refill_caches(state)
+
+    def _refill_caches(self, state: TokenState) -> None:
+        """Write a state's frames, actions and tokens to fresh caches."""
         past = torch.stack(state.frames, 1)[:, :-1]
         actions, tokens = torch.stack(state.actions, 1), torch.stack(state.tokens, 1)
         self._fill_caches(state, past, actions, tokens, torch.stack(state.mask, 1))
+
+
+def _replace_rows(old: list[Tensor], new: list[Tensor], rows: Tensor, batch: int) -> list[Tensor]:
+    """Replace `rows` of `batch` histories by new ones, aligned at their ends, with zeros before the shorter ones."""
+    result = []
+    for t in range(-max(len(old), len(new)), 0):
+        like = old[t] if -t <= len(old) else new[t]
+        before = old[t] if -t <= len(old) else like.new_zeros(batch, *like.shape[1:])
+        after = new[t] if -t <= len(new) else like.new_zeros(len(rows), *like.shape[1:])
+        result.append(before.index_copy(0, rows, after))
+    return result

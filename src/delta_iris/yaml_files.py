@@ -1,14 +1,15 @@
-"""Reading YAML that may come from a stranger: plain values only, each written out once."""
+"""Configurations as YAML that may come from a stranger, plain values only, and as flat keys."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
 
 from delta_iris.errors import UserError
 
-__all__ = ["has_aliases", "parse_yaml"]
+__all__ = ["flatten", "has_aliases", "parse_yaml"]
 
 MAX_NODES = 20_000
 """Most values of a configuration after its aliases are expanded; those of this project have some hundred."""
@@ -62,6 +63,20 @@ def has_aliases(text: str) -> bool:
         return any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=yaml.SafeLoader))
     except (yaml.YAMLError, RecursionError):
         return False
+
+
+def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys of a configuration as they are written on the command line, without `init_args`, and their values.
+
+    Args:
+        config: whole or in part.
+        prefix: of the keys.
+    """
+    if isinstance(config, Mapping) and config:
+        for name, item in config.items():
+            yield from flatten(item, prefix if name == "init_args" else f"{prefix}.{name}" if prefix else str(name))
+    else:
+        yield prefix, config
 
 
 class _Refused(Exception):
