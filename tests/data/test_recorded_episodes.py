@@ -55,6 +55,7 @@ def test_reads_what_crafters_recorder_writes(tmp_path: Path) -> None:
         frames.append(frame)
         rewards.append(reward)
     (path,) = find_recorded_episodes(tmp_path)
+    assert isinstance(path, Path)
     steps, final_frame = read_recorded_episode(path, SHAPE, 17)
     assert np.array_equal(steps.frames, frames[:-1])
     assert np.array_equal(final_frame, frames[-1])
@@ -92,6 +93,7 @@ def test_a_replay_contains_the_added_episodes(tmp_path: Path) -> None:
     replay.close()
     reader = ReplayReader(tmp_path / "replay", SHAPE)
     for number, (path, length) in enumerate(zip(paths, lengths, strict=True)):
+        assert isinstance(path, Path)
         found, (expected, final_frame) = reader.read(number, 0, length), read_recorded_episode(path, SHAPE, 17)
         np.testing.assert_array_equal(reader.final_frame(number), final_frame)
         for name in found._fields:
@@ -269,7 +271,7 @@ def test_the_episodes_of_a_replay_are_appended_as_they_are(tmp_path: Path, monke
         theirs, ours = expected.read(i, 0, length), found.read(i, 0, length)
         if i == 2:
             theirs.truncated[-1] = True  # an unfinished episode was cut off
-        assert all(np.array_equal(one, other) for one, other in zip(ours, theirs, strict=True))
+        assert all(np.array_equal(getattr(ours, name), getattr(theirs, name)) for name in ours._fields)
         final, known = found.final_frame(i), expected.final_frame(i)
         assert (final is None) == (known is None) == (i > 0)
         assert final is None or np.array_equal(final, known)  # type: ignore[arg-type]
