@@ -32,8 +32,9 @@ ALLOWED = (
 """Where the classes are that a file may name; the rest of PyTorch and Lightning can load code and start processes."""
 
 DENIED = (
-    # The command line and the reader of agents make no part of a configuration.
+    # The command line, its web page and the reader of agents make no part of a configuration.
     "delta_iris.commands",
+    "delta_iris.play",
     "delta_iris.pretrained",
     # Its arguments are functions to call.
     "lightning.pytorch.callbacks.LambdaCallback",

@@ -10,7 +10,10 @@ DOCS = ROOT / "docs"
 SITE_PAGES = sorted(DOCS.rglob("*.md"))
 RESULTS_PAGES = [path for path in SITE_PAGES if path.parent == DOCS / "results" and path.name != "index.md"]
 REPOSITORY_PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
-FOLDER_PAGES = [ROOT / "lightning_logs" / "README.md", ROOT / "pretrained" / "crafter_cnn" / "README.md"]
+FOLDER_PAGES = [
+    ROOT / "lightning_logs" / "README.md",
+    *(ROOT / "pretrained" / agent / "README.md" for agent in ("catch", "crafter_cnn")),
+]
 
 FENCE = re.compile(r"^```(?P<info>[^\n]*)\n(?P<code>.*?)^```", re.MULTILINE | re.DOTALL)
 

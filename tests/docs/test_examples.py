@@ -12,7 +12,12 @@ from tests.docs.pages import DOCS, ROOT, SITE_PAGES, blocks, name
 SKIPPED = "no-run"
 """Follows `python` on the fence of an example that is not run; the reason follows it."""
 
-PAGES = [ROOT / "README.md", *(path for path in SITE_PAGES if DOCS / "lab_notes" not in path.parents)]
+OWN_TEST = DOCS / "tutorial.md"
+
+PAGES = [
+    ROOT / "README.md",
+    *(path for path in SITE_PAGES if DOCS / "lab_notes" not in path.parents and path != OWN_TEST),
+]
 WITH_EXAMPLES = [path for path in PAGES if blocks(path, "python")]
 
 

@@ -11,7 +11,6 @@ import pytest
 import yaml
 
 from delta_iris.data.replay_reader import ReplayReader
-from delta_iris.envs.make import make_env
 from delta_iris.pretrained import export_agent, load_pretrained
 from tests.integration.faults.runs import ROOT, RUN, TINY, fit
 from tests.integration.test_cli import run
@@ -46,8 +45,7 @@ def test_a_shipped_configuration_of_another_game_runs(tmp_path: Path, name: str,
     # Whoever has the exported agent makes the very game from its configuration.
     export_agent(folder / "checkpoints" / "last.ckpt", tmp_path / "agent")
     agent = load_pretrained(tmp_path / "agent")
-    data = agent.configuration["data"]
-    env = make_env(data["environment"], data["wrappers"], **data["environment_options"])
+    data, env = agent.configuration["data"], agent.make_env()
     frame, _ = env.reset(seed=0)
     assert frame.shape == (64, 64, 3)
     env.step(agent.act(frame))

@@ -68,7 +68,7 @@ def test_the_world_model_dreams_of_the_recorded_episodes(folder: Path, tmp_path:
     last = folder / RUN / "checkpoints" / "last.ckpt"
     dream(last, tmp_path / "dream", folder / "episodes", episode=1, steps=20)
     assert (tmp_path / "dream" / "dream.png").stat().st_size > 0
-    with pytest.raises(UserError, match="was trained without an environment: name recorded episodes with --replay"):
+    with pytest.raises(UserError, match="was trained without an environment: there is no game for it to play"):
         dream(last, tmp_path / "dream")
 
 

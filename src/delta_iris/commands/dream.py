@@ -14,14 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from delta_iris.commands.trust import check_file
+from delta_iris.commands.agents import load_agent
 from delta_iris.data.replay_reader import ReplayReader, find_replays
 from delta_iris.data.segment import SegmentBatch
-from delta_iris.envs.make import make_env
 from delta_iris.errors import UserError
 from delta_iris.evaluation.dream import dream_of
 from delta_iris.evaluation.video import MAX_FRAMES, label_panels, strip, write_gif, write_mp4
-from delta_iris.pretrained import Agent, load_pretrained
+from delta_iris.pretrained import Agent
 
 __all__ = ["dream", "play_episode", "read_episode"]
 
@@ -61,10 +60,7 @@ def dream(
     for name, value, least, most in (("steps", steps, 1, MAX_FRAMES), ("fps", fps, 1, 50), ("start", start, 0, 10**9)):
         if not least <= value <= most:
             raise UserError(f"{name} is {value}: it must be between {least} and {most}")
-    packages = trust.split(",") if trust else []
-    loaded = load_pretrained(agent, packages)
-    # Of a stranger's file too: the id of an environment can name a module to import.
-    check_file({"data": loaded.configuration["data"]}, str(agent), packages)
+    loaded = load_agent(agent, trust)
     model, system = loaded.world_model, loaded.system
     if model is None:
         raise UserError(f"{agent} is an agent without a world model: it cannot imagine")
@@ -104,10 +100,7 @@ def play_episode(agent: Agent, steps: int, seed: int) -> Episode:
     Raises:
         UserError: if it has none: it has learned from recorded episodes only.
     """
-    data = agent.configuration["data"]
-    if data["environment"] is None:
-        raise UserError("the agent was trained without an environment: name recorded episodes with --replay")
-    env = make_env(data["environment"], data.get("wrappers"), **(data.get("environment_options") or {}))
+    env = agent.make_env()
     episode = agent.play_episode(env, steps, seed)
     env.close()
     return episode

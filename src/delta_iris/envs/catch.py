@@ -96,6 +96,10 @@ class CatchEnv(gym.Env[Frame, np.int64]):
             self._drop()
         return self._draw(), reward, self._blocks_left == 0, False, {}
 
+    def get_action_meanings(self) -> list[str]:
+        """Names of the actions, for people."""
+        return ["left", "stay", "right"]
+
     def render(self) -> Frame | None:
         """Return the latest frame, or None where `render_mode` is None.
 

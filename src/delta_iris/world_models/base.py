@@ -113,6 +113,10 @@ class WorldModel(ABC, Generic[State]):
     def decode(self, state: State) -> Tensor:
         """The frame that a state stands for: (B, 3, H, W) floats in [0, 1]."""
 
+    def tokens(self, state: State) -> Tensor | None:
+        """The discrete codes of the transition to a state, to look at: (B, K) int64; None where there are none."""
+        return None
+
     def prefetch(self, state: State) -> None:
         """Start work of the next `step` that does not depend on the action, so that it overlaps with the policy.
 

@@ -101,6 +101,10 @@ class CrafterEnv(gym.Env[Frame, np.int64]):
             _info(info["achievements"], info["inventory"]),
         )
 
+    def get_action_meanings(self) -> list[str]:
+        """Names of the actions, for people."""
+        return list(crafter.constants.actions)
+
     def get_state(self) -> dict[str, Any]:
         """Return the random state at the episode's start and the actions since; see `delta_iris.envs.state`.
 

@@ -110,6 +110,10 @@ class TokenWorldModel(WorldModel[TokenState]):
         """See `WorldModel.decode`: the last frame."""
         return state.frames[-1]
 
+    def tokens(self, state: TokenState) -> Tensor | None:
+        """See `WorldModel.tokens`; None at a first frame, which no transition led to."""
+        return state.tokens[-1] if state.tokens else None
+
     @torch.no_grad()
     def prefetch(self, state: TokenState) -> None:
         """Start encoding the current frame on side streams; see `WorldModel.prefetch`."""
@@ -219,7 +223,8 @@ class TokenWorldModel(WorldModel[TokenState]):
         """
         state.dynamics = self.dynamics.network.prefill(past, actions, tokens, mask[:, :-1])
         state.decoder = self.tokenizer.make_decoder_cache(len(past))
-        if past.shape[1] > 0:
+        # The frames are known: they are decoded only to fill the cache.
+        if past.shape[1] > 0 and state.decoder is not None:
             codes = self.tokenizer.quantizer.lookup(tokens)
             self.tokenizer.decode(past, actions, codes, mask[:, :-1] & mask[:, 1:], state.decoder)
 

@@ -134,7 +134,7 @@ class Tokenizer(L.LightningModule):
 
     @abstractmethod
     def make_decoder_cache(self, batch: int) -> Any:
-        """An empty cache for decoding `batch` segments a few transitions at a time."""
+        """An empty cache for decoding `batch` segments a few transitions at a time; None if nothing is cached."""
 
     @torch.no_grad()
     def encode(self, frames: Tensor, actions: Tensor, mask: Tensor) -> Tensor:
