@@ -59,10 +59,14 @@ def model_card(checkpoint: dict[str, Any], results: Path, folder: str) -> str:
     """
     data, frames = checkpoint["configuration"]["data"], checkpoint["frames_collected"]
     options = data.get("environment_options") or {}
-    arguments = [json.dumps(data["environment"]), *(f"{key}={value!r}" for key, value in options.items())]
+    if data.get("wrappers"):
+        options = {"wrappers": data["wrappers"], **options}
+    # Null where it has learned from recorded episodes only.
+    environment = data["environment"] or "<the game of its recorded episodes>"
+    arguments = [json.dumps(environment), *(f"{key}={value!r}" for key, value in options.items())]
     return CARD.format(
         title=folder,
-        environment=data["environment"],
+        environment=environment,
         system=checkpoint["configuration"]["model"].get("class_path", "").rpartition(".")[2],
         frames=frames,
         score=_score(results, frames),

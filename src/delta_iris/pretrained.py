@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from delta_iris.data.segment import SegmentBatch, to_float
+from delta_iris.envs.make import make_env
 from delta_iris.errors import UserError
 from delta_iris.files import open_regular, read_text
 from delta_iris.imagination.vector_env import ImaginedVectorEnv
@@ -196,6 +197,17 @@ class Agent:
         self._policy = system.make_policy()
         self._memory: Any = None
         self.reset()
+
+    def make_env(self) -> gym.Env[Any, Any]:
+        """Create the environment that the agent is tested in, with its options and wrappers.
+
+        Raises:
+            UserError: if it cannot be created, or the agent has learned from recorded episodes only.
+        """
+        data = self.configuration["data"]
+        if data["environment"] is None:
+            raise UserError("the agent was trained without an environment: there is no game for it to play")
+        return make_env(data["environment"], data.get("wrappers"), **(data.get("environment_options") or {}))
 
     def reset(self) -> None:
         """Forget the episode. Call it before each episode's first frame."""

@@ -55,6 +55,7 @@ def test_reads_what_crafters_recorder_writes(tmp_path: Path) -> None:
         frames.append(frame)
         rewards.append(reward)
     (path,) = find_recorded_episodes(tmp_path)
+    assert isinstance(path, Path)
     steps, final_frame = read_recorded_episode(path, SHAPE, 17)
     assert np.array_equal(steps.frames, frames[:-1])
     assert np.array_equal(final_frame, frames[-1])
@@ -92,6 +93,7 @@ def test_a_replay_contains_the_added_episodes(tmp_path: Path) -> None:
     replay.close()
     reader = ReplayReader(tmp_path / "replay", SHAPE)
     for number, (path, length) in enumerate(zip(paths, lengths, strict=True)):
+        assert isinstance(path, Path)
         found, (expected, final_frame) = reader.read(number, 0, length), read_recorded_episode(path, SHAPE, 17)
         np.testing.assert_array_equal(reader.final_frame(number), final_frame)
         for name in found._fields:
@@ -246,3 +248,43 @@ def test_fewer_episodes_than_processes_raise(tmp_path: Path) -> None:
         find_recorded_episodes(tmp_path, world_size=2)
     with pytest.raises(UserError, match=r"holds 0 \.npz files"):
         find_recorded_episodes(tmp_path / "nowhere")
+
+
+def test_the_episodes_of_a_replay_are_appended_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorded_episodes, "BLOCK_STEPS", 7)  # blocks end within episodes
+    source, generator = Replay(tmp_path / "source", SHAPE), np.random.default_rng(0)
+    for environment, length, end in ((0, 20, (True, False)), (1, 7, (False, True)), (2, 5, (False, False))):
+        frames = generator.integers(0, 256, (length + 1, *SHAPE), np.uint8)
+        for t in range(length):
+            last = t == length - 1 and any(end)
+            final = frames[length] if last and environment == 0 else None
+            source.append(environment, frames[t], t % 17, float(t), *(end if last else (False, False)), final)
+    source.close()
+    episodes = find_recorded_episodes(tmp_path / "source", world_size=3)
+    target = Replay(tmp_path / "target", SHAPE)
+    add_recorded_episodes(target, episodes, 17)
+    target.close()
+    expected, found = (ReplayReader(tmp_path / name, SHAPE) for name in ("source", "target"))
+    assert found.num_episodes == 3
+    for i in range(3):
+        length = expected.length(i)
+        theirs, ours = expected.read(i, 0, length), found.read(i, 0, length)
+        if i == 2:
+            theirs.truncated[-1] = True  # an unfinished episode was cut off
+        assert all(np.array_equal(getattr(ours, name), getattr(theirs, name)) for name in ours._fields)
+        final, known = found.final_frame(i), expected.final_frame(i)
+        assert (final is None) == (known is None) == (i > 0)
+        assert final is None or np.array_equal(final, known)  # type: ignore[arg-type]
+
+
+def test_a_replay_of_another_game_is_refused(tmp_path: Path) -> None:
+    source = Replay(tmp_path / "source", SHAPE)
+    source.append(0, np.zeros(SHAPE, np.uint8), 4, 0.0, True, False)
+    source.close()
+    episodes = find_recorded_episodes(tmp_path / "source")
+    with pytest.raises(UserError, match=r"episode 0 of .* has action 4, but data.num_actions is 3"):
+        add_recorded_episodes(Replay(tmp_path / "fewer actions", SHAPE), episodes, 3)
+    with pytest.raises(UserError, match=r"holds frames of shape \(32, 32, 3\), data.frame_size asks for"):
+        add_recorded_episodes(Replay(tmp_path / "other frames", (16, 16, 3)), episodes, 17)
+    with pytest.raises(UserError, match="holds 1 episodes, but 2 process"):
+        find_recorded_episodes(tmp_path / "source", world_size=2)

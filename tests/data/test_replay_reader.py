@@ -8,7 +8,7 @@ import pytest
 
 from delta_iris.data.replay import Replay
 from delta_iris.data.replay_format import CHUNK_STEPS
-from delta_iris.data.replay_reader import ReplayReader
+from delta_iris.data.replay_reader import ReplayReader, find_replays
 from delta_iris.errors import UserError
 
 from .replay_helpers import SHAPE, fill
@@ -52,3 +52,12 @@ def test_missing_episodes_raise(tmp_path: Path, episode: int) -> None:
     fill(Replay(tmp_path, SHAPE), 37)
     with pytest.raises(IndexError, match=f"has no episode {episode}"):
         ReplayReader(tmp_path, SHAPE).length(episode)
+
+
+def test_the_replays_of_a_run_are_found_in_the_order_of_its_processes(tmp_path: Path) -> None:
+    for rank in (0, 2, 10):
+        Replay(tmp_path / "run" / "replay" / f"rank_{rank}", SHAPE).close()
+    ranks = [tmp_path / "run" / "replay" / f"rank_{rank}" for rank in (0, 2, 10)]
+    assert find_replays(tmp_path / "run") == find_replays(tmp_path / "run" / "replay") == ranks
+    assert find_replays(ranks[1]) == [ranks[1]]
+    assert find_replays(tmp_path) == [tmp_path]

@@ -334,7 +334,7 @@ def _raise_parser_error(message: str, ex: Exception | None = None) -> NoReturn:
 
 def _check_same_environment(theirs: dict[str, Any], ours: dict[str, Any], path: Path) -> None:
     """Refuse to mix two games in one replay."""
-    for key in ("environment", "environment_options"):
+    for key in ("environment", "environment_options", "wrappers", "training_wrappers"):
         there, here = (each.get("data", {}).get(key) for each in (theirs, ours))
         if (there or None) != (here or None):
             raise UserError(

@@ -15,10 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from delta_iris.commands.agents import load_agent
-from delta_iris.data.replay_format import ReplayFiles
-from delta_iris.data.replay_reader import ReplayReader
+from delta_iris.data.replay_reader import ReplayReader, find_replays
 from delta_iris.data.segment import SegmentBatch
-from delta_iris.envs.make import make_env
 from delta_iris.errors import UserError
 from delta_iris.evaluation.dream import dream_of
 from delta_iris.evaluation.video import MAX_FRAMES, label_panels, strip, write_gif, write_mp4
@@ -98,9 +96,11 @@ def play_episode(agent: Agent, steps: int, seed: int) -> Episode:
         agent: plays.
         steps: largest number of steps.
         seed: of the game.
+
+    Raises:
+        UserError: if it has none: it has learned from recorded episodes only.
     """
-    data = agent.configuration["data"]
-    env = make_env(data["environment"], **(data.get("environment_options") or {}))
+    env = agent.make_env()
     episode = agent.play_episode(env, steps, seed)
     env.close()
     return episode
@@ -119,8 +119,7 @@ def read_episode(agent: Agent, folder: Path, episode: int, stop: int) -> Episode
         UserError: if there is no such replay or episode, or it is damaged.
     """
     height, width = agent.configuration["data"]["frame_size"]
-    candidates = [folder, folder / "rank_0", folder / "replay" / "rank_0"]
-    found = next((each for each in candidates if ReplayFiles.of(each).index.is_file()), folder)
+    found = find_replays(folder)[0]
     reader = ReplayReader(found, (height, width, 3))
     if not 0 <= episode < reader.num_episodes:
         raise UserError(f"{found} has no episode {episode}: it holds {reader.num_episodes}")

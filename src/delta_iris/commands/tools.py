@@ -15,6 +15,7 @@ from delta_iris.errors import UserError
 __all__ = ["TOOLS", "run_tool", "tool_parser"]
 
 TOOLS = {
+    "data": "import a Minari dataset, or export a replay as one",
     "dream": "write real, reconstructed and imagined frames side by side",
     "export": "write the agent of a checkpoint as safetensors",
     "play": "open a web page to play in the real game and inside the world model",

@@ -17,10 +17,13 @@ from delta_iris.yaml_files import has_aliases
 
 __all__ = ["TrustOption", "check_file", "trusted_packages"]
 
-ENVIRONMENT_PACKAGES = ("delta_iris", "gymnasium", "ale_py")
+ENVIRONMENT_PACKAGES = ("delta_iris", "gymnasium", "ale_py", "minigrid")
 """Whose modules a file may name before the colon of `data.environment`."""
 
 ADVICE = "if you trust the code of {package}, add --trust {package}"
+
+OPTIONS = ("data.environment_options", "data.wrappers", "data.training_wrappers")
+"""Keys below which everything is an argument, and nothing a path."""
 
 NAMES = {"name", "version", "filename", "sub_dir", "prefix"}
 """Keys that become part of a path."""
@@ -92,7 +95,7 @@ def check_file(content: Mapping[str, Any], source: str, packages: Collection[str
         for value in [data.get("environment"), *options]:
             _check_environment(value, source, packages)
     for key, value in walk(content):
-        if not key.startswith("data.environment_options"):
+        if not key.startswith(OPTIONS):
             _check_path(key, value, source)
 
 

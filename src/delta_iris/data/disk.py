@@ -6,13 +6,22 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from delta_iris.errors import UserError
 
-__all__ = ["copy_bytes", "disk_errors", "is_disk_full", "replace_by", "replace_file", "sync_folder", "write_all"]
+__all__ = [
+    "copy_bytes",
+    "disk_errors",
+    "is_disk_full",
+    "replace_by",
+    "replace_file",
+    "sync_folder",
+    "whole_folder",
+    "write_all",
+]
 
 _REASONS = {
     errno.ENOSPC: ("the disk is full", "free some space"),
@@ -99,16 +108,49 @@ def replace_by(path: Path, new: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power loss.
+    """Make the names in a folder, or the content of a file, survive a power loss.
 
     Args:
-        folder: the folder.
+        folder: the folder or the file.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Give a folder to fill, which becomes `target` once all of it is on the disk; otherwise nothing is left of it.
+
+    Args:
+        target: the folder to make, which must not exist or be empty.
+
+    Raises:
+        UserError: if it is not empty, the disk is full, or it cannot be written.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} exists already: name a new one")
+    new, has_parent = target.with_name(f".{target.name}.partial"), target.parent.exists()
+    try:
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        yield new
+        for path in [*new.rglob("*"), new]:
+            sync_folder(path)
+        replace_by(target, new)
+    except BaseException as error:
+        shutil.rmtree(new, ignore_errors=True)
+        if not has_parent:
+            with suppress(OSError):
+                target.parent.rmdir()
+        if is_disk_full(error):
+            raise UserError(f"{target} cannot be written: the disk is full; nothing of it is left") from error
+        if isinstance(error, OSError):
+            reason = error.strerror or error
+            raise UserError(f"{target} cannot be written: {reason}; nothing of it is left") from error
+        raise
 
 
 def copy_bytes(source: Path, target: Path, size: int) -> None:

@@ -6,6 +6,7 @@ import math
 import os
 import struct
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,14 +15,24 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from delta_iris.data.replay import Replay
-from delta_iris.data.replay_format import Steps
+from delta_iris.data.replay_format import ReplayFiles, Steps, read_metadata
+from delta_iris.data.replay_reader import ReplayReader
 from delta_iris.errors import UserError
 from delta_iris.files import open_regular
 
-__all__ = ["RecordedEpisode", "add_recorded_episodes", "find_recorded_episodes", "read_recorded_episode"]
+__all__ = [
+    "RecordedEpisode",
+    "ReplayEpisode",
+    "add_recorded_episodes",
+    "find_recorded_episodes",
+    "read_recorded_episode",
+]
 
 MAX_EPISODE_BYTES = 1 << 30
 """An array of a recorded episode takes at most this: 87,000 frames of 64 × 64."""
+
+BLOCK_STEPS = 256
+"""Steps of an episode of another replay that are in memory at a time."""
 
 _MAX_DEFLATE_RATIO = 1032
 """Deflate, the only compression of `.npz` files, makes nothing smaller than by this factor."""
@@ -42,21 +53,42 @@ class RecordedEpisode(NamedTuple):
     final_frame: NDArray[np.uint8]
 
 
-def find_recorded_episodes(folder: Path, world_size: int = 1) -> list[Path]:
-    """List the recorded episodes in a folder, one `.npz` file per episode, sorted by name.
+class ReplayEpisode(NamedTuple):
+    """An episode of another replay.
+
+    Attributes:
+        folder: of the replay.
+        number: of the episode.
+    """
+
+    folder: Path
+    number: int
+
+
+def find_recorded_episodes(folder: Path, world_size: int = 1) -> list[Path] | list[ReplayEpisode]:
+    """List the recorded episodes in a folder: of a replay, or one `.npz` file per episode, sorted by name.
 
     Args:
-        folder: folder of the files.
+        folder: folder of the replay or of the files.
         world_size: number of training processes, each of which needs at least one episode.
 
     Raises:
-        UserError: if there are fewer files than training processes.
+        UserError: if there are fewer episodes than training processes, or the replay is damaged.
     """
+    if ReplayFiles.of(folder).metadata.exists():
+        reader = ReplayReader(folder, read_metadata(folder)[1])
+        episodes = [ReplayEpisode(folder, number) for number in range(reader.num_episodes) if reader.length(number)]
+        if len(episodes) < world_size:
+            raise UserError(
+                f"data.recorded_episodes {folder} holds {len(episodes)} episodes, but {world_size} process(es) need at "
+                "least one each: use fewer, or another replay"
+            )
+        return episodes
     paths = sorted(folder.glob("*.npz"))
     if len(paths) < world_size:
         raise UserError(
-            f"data.recorded_episodes {folder} holds {len(paths)} .npz files, one episode each, but {world_size} "
-            "process(es) need at least one each: check the path"
+            f"data.recorded_episodes {folder} holds {len(paths)} .npz files, one episode each, and no replay, but "
+            f"{world_size} process(es) need at least one each: check the path"
         )
     return paths
 
@@ -121,24 +153,49 @@ def read_recorded_episode(path: Path, frame_shape: tuple[int, int, int], num_act
     return RecordedEpisode(steps, image[-1])
 
 
-def add_recorded_episodes(replay: Replay, paths: list[Path], num_actions: int) -> None:
+def add_recorded_episodes(replay: Replay, episodes: Sequence[Path] | Sequence[ReplayEpisode], num_actions: int) -> None:
     """Append recorded episodes to a replay, as if they had been collected in environment 0.
 
     Args:
         replay: the replay to append to.
-        paths: files in the format of `read_recorded_episode`.
+        episodes: of another replay, or files in the format of `read_recorded_episode`.
         num_actions: number of actions of the environment.
 
     Raises:
-        UserError: if a file is not such an episode, or the disk is full.
+        UserError: if one is no such episode, its frames or actions are not those of the replay, or the disk is full.
     """
-    for path in paths:
-        steps, final_frame = read_recorded_episode(path, replay.frame_shape, num_actions)
-        for frame, action, reward, terminated, truncated in zip(*steps, strict=True):
-            ended = bool(terminated or truncated)
-            ends = bool(terminated), bool(truncated)
-            replay.append(0, frame, int(action), float(reward), *ends, final_frame if ended else None)
+    readers: dict[Path, ReplayReader] = {}
+    for episode in episodes:
+        if isinstance(episode, ReplayEpisode):
+            if episode.folder not in readers:
+                readers[episode.folder] = ReplayReader(episode.folder, replay.frame_shape)
+            _copy_episode(replay, readers[episode.folder], episode.number, num_actions)
+        else:
+            steps, final_frame = read_recorded_episode(episode, replay.frame_shape, num_actions)
+            _append(replay, steps, final_frame)
     replay.flush()
+
+
+def _copy_episode(replay: Replay, reader: ReplayReader, number: int, num_actions: int) -> None:
+    """Append an episode of another replay, some steps at a time. One that is not finished there was cut off."""
+    length, final_frame = reader.length(number), reader.final_frame(number)
+    for start in range(0, length, BLOCK_STEPS):
+        steps = reader.read(number, start, min(start + BLOCK_STEPS, length))
+        if steps.actions.max() >= num_actions:
+            raise UserError(
+                f"data.recorded_episodes: episode {number} of {reader.folder} has action {steps.actions.max()}, but "
+                f"data.num_actions is {num_actions}: set it to the number of actions of the recorded game"
+            )
+        _append(replay, steps, final_frame)
+    replay.truncate(0)
+
+
+def _append(replay: Replay, steps: Steps, final_frame: NDArray[np.uint8] | None) -> None:
+    """Append steps in environment 0, and after the last one of an episode the frame that follows it."""
+    for frame, action, reward, terminated, truncated in zip(*steps, strict=True):
+        ended = bool(terminated or truncated)
+        ends = bool(terminated), bool(truncated)
+        replay.append(0, frame, int(action), float(reward), *ends, final_frame if ended else None)
 
 
 class _Header(NamedTuple):

@@ -25,7 +25,25 @@ from delta_iris.data.replay_index import WAY_OUT, read_index
 from delta_iris.errors import UserError
 from delta_iris.files import open_regular
 
-__all__ = ["ReplayReader"]
+__all__ = ["ReplayReader", "find_replays"]
+
+
+def find_replays(folder: Path) -> list[Path]:
+    """The replays of all processes of a run.
+
+    Args:
+        folder: of a run, of its replays, or of one replay.
+
+    Returns:
+        folders of replays in the order of the processes; the folder itself where there are none.
+    """
+    if ReplayFiles.of(folder).metadata.exists():
+        return [folder]
+    for parent in (folder / "replay", folder):
+        ranks = [path for path in parent.glob("rank_*") if path.name.removeprefix("rank_").isdecimal()]
+        if ranks:
+            return sorted(ranks, key=lambda path: int(path.name.removeprefix("rank_")))
+    return [folder]
 
 
 class ReplayReader:

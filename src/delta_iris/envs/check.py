@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from delta_iris.envs.make import make_env
 from delta_iris.envs.pool import EnvPool
 from delta_iris.envs.registration import ENTRY_POINTS
+from delta_iris.envs.wrapper_list import WrapperEntry
 from delta_iris.errors import UserError
 
 __all__ = ["check_env"]
@@ -22,6 +24,7 @@ def check_env(
     frame_size: tuple[int, int],
     num_actions: int,
     step_timeout: float = 60.0,
+    wrappers: Sequence[WrapperEntry] = (),
 ) -> None:
     """Check that an environment matches the configuration: reset it, take a few steps and look at what it returns.
 
@@ -34,6 +37,7 @@ def check_env(
         frame_size: expected (height, width) of a frame, in pixels.
         num_actions: expected number of discrete actions.
         step_timeout: seconds that making the environment, a reset and a step may take.
+        wrappers: see `make_env`.
 
     Raises:
         UserError: if the environment cannot be created, reset or stepped, its frames are not RGB frames of
@@ -41,10 +45,10 @@ def check_env(
     """
     if environment in ENTRY_POINTS:
         # Ours do not hang. Others stay out of this process: their threads would not survive in forked ones.
-        env = make_env(environment, **options)
+        env = make_env(environment, wrappers, **options)
         env.reset(seed=0)
         env.close()
-    pool = EnvPool(environment, options, 1, step_timeout=step_timeout, max_env_failures=0)
+    pool = EnvPool(environment, options, 1, wrappers=wrappers, step_timeout=step_timeout, max_env_failures=0)
     try:
         _check_spaces(pool, frame_size, num_actions)
         frames = [pool.reset(seed=0)[0]]
@@ -54,8 +58,8 @@ def check_env(
         pool.close()
     if max(int(each.max()) for each in frames) == 1:
         raise UserError(
-            f"the frames of {environment} hold only the values 0 and 1 and would be black: scale them to 0 to 255 "
-            "(gymnasium.wrappers.TransformObservation)"
+            f"the frames of {environment} hold only the values 0 and 1 and would be black: scale them to 0 to 255, "
+            "or draw them with AddRenderObservation in data.wrappers"
         )
 
 
@@ -65,8 +69,8 @@ def _check_spaces(pool: EnvPool, frame_size: tuple[int, int], num_actions: int) 
     if shape != (height, width, 3):
         raise UserError(
             f"data.frame_size says {height}×{width} RGB frames, but the observations of {pool.environment} have shape "
-            f"{shape}: set data.frame_size to the height and width of its frames, or wrap the environment "
-            "(gymnasium.wrappers.ResizeObservation)"
+            f"{shape}: set data.frame_size to the height and width of its frames, or list "
+            f"ResizeObservation: {{shape: [{height}, {width}]}} in data.wrappers"
         )
     found = int(pool.single_action_space.n)  # type: ignore[attr-defined]
     if found != num_actions:

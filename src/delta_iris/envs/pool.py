@@ -23,6 +23,7 @@ from delta_iris.envs.server import NO_SEED, TERMINATED, TRUNCATED, Answer, Comma
 from delta_iris.envs.state import from_checkpoint, to_checkpoint
 from delta_iris.envs.values import InvalidValueError, frame_hint
 from delta_iris.envs.worker import Worker
+from delta_iris.envs.wrapper_list import WrapperEntry
 from delta_iris.errors import Abandoned, UserError
 
 __all__ = ["Abandoned", "EnvPool"]
@@ -45,9 +46,11 @@ class EnvPool(VectorEnv[Frames, NDArray[np.int64], Any]):
     reward of 0 and `truncated`. A value that cannot be learned from ends the run instead, because it would come back.
 
     Args:
-        environment: a Gymnasium id; see `make_env`. Its observations are (H, W, 3) uint8 and its actions `Discrete`.
+        environment: a Gymnasium id; see `make_env`. With its wrappers, its observations are (H, W, 3) uint8 and its
+            actions `Discrete`.
         options: keyword arguments for `gymnasium.make`.
         num_envs: number of environments N.
+        wrappers: see `make_env`.
         step_timeout: seconds that a step, a reset, and making an environment may take.
         close_timeout: seconds that all environments together have to close; those left are killed.
         max_env_failures: failures in a row after which the run ends. An environment that ends an episode and starts
@@ -71,12 +74,14 @@ class EnvPool(VectorEnv[Frames, NDArray[np.int64], Any]):
         options: dict[str, Any],
         num_envs: int,
         *,
+        wrappers: Sequence[WrapperEntry] = (),
         step_timeout: float = 60.0,
         close_timeout: float = 5.0,
         max_env_failures: int = 10,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.environment, self.options, self.num_envs = environment, options, num_envs
+        self.wrappers = wrappers
         self.step_timeout, self.close_timeout = step_timeout, close_timeout
         self.max_env_failures, self.should_stop = max_env_failures, should_stop
         self.seed, self.generations = 0, [0] * num_envs
@@ -379,7 +384,7 @@ class EnvPool(VectorEnv[Frames, NDArray[np.int64], Any]):
 
     def _start_worker(self, shape: tuple[int, ...] | None) -> Worker:
         try:
-            return Worker(self.environment, self.options, shape)
+            return Worker(self.environment, self.options, self.wrappers, shape)
         except OSError as error:
             raise UserError(
                 f"cannot start a process for environment {self.environment!r}: {error}: use fewer data.num_envs, or "
@@ -428,7 +433,7 @@ def _check_spaces(environment: str, spaces: Spaces) -> tuple[tuple[int, ...], in
     if spaces.num_actions is None:
         raise UserError(
             f"data.environment {environment} has the action space {spaces.action}, but only Discrete with start 0 is "
-            "supported: wrap the environment (gymnasium.wrappers.DiscretizeAction or TransformAction)"
+            "supported: DiscretizeAction in data.wrappers cuts a Box into as many"
         )
     return spaces.shape, spaces.num_actions
 

@@ -11,7 +11,7 @@ import random
 import socket
 import struct
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from mmap import mmap
 from pathlib import Path
@@ -25,6 +25,7 @@ from delta_iris.envs.make import make_env
 from delta_iris.envs.process import receive_exactly
 from delta_iris.envs.state import get_env_state, set_env_state
 from delta_iris.envs.values import InvalidValueError, as_achievements, as_flag, as_reward, check_frame
+from delta_iris.envs.wrapper_list import WrapperEntry
 from delta_iris.errors import UserError
 
 __all__ = ["ANSWER", "COMMAND", "NO_SEED", "TERMINATED", "TRUNCATED", "Answer", "Command", "Spaces", "serve"]
@@ -95,7 +96,13 @@ class Spaces(NamedTuple):
     num_actions: int | None
 
 
-def serve(connection: socket.socket, memory: mmap | None, environment: str, options: dict[str, Any]) -> None:
+def serve(
+    connection: socket.socket,
+    memory: mmap | None,
+    environment: str,
+    options: dict[str, Any],
+    wrappers: Sequence[WrapperEntry],
+) -> None:
     """Make an environment and obey commands until the connection closes or something goes wrong.
 
     Args:
@@ -103,10 +110,11 @@ def serve(connection: socket.socket, memory: mmap | None, environment: str, opti
         memory: for the present and the final frame; None if only the spaces are asked for.
         environment: a Gymnasium id.
         options: keyword arguments for `gymnasium.make`.
+        wrappers: see `make_env`.
     """
     server = _Server(connection, memory)
     try:
-        server.make(environment, options)
+        server.make(environment, options, wrappers)
         while server.obey():
             pass
     except UserError as error:
@@ -151,8 +159,8 @@ class _Server:
         self.present: NDArray[np.uint8]
         self.final: NDArray[np.uint8]
 
-    def make(self, environment: str, options: dict[str, Any]) -> None:
-        self.env = make_env(environment, **options)
+    def make(self, environment: str, options: dict[str, Any], wrappers: Sequence[WrapperEntry]) -> None:
+        self.env = make_env(environment, wrappers, **options)
         spaces = describe_spaces(self.env)
         if self.memory is not None:
             assert spaces.shape is not None

@@ -7,8 +7,9 @@ An environment takes part if it has two methods:
 - `set_state(state)` restores it in an environment that was made with the same options and reset. It may return the
   present frame, which is then compared with the one that was saved.
 
-A wrapper with both methods speaks for everything that it wraps. Of Gymnasium's wrappers, those without a state between
-steps and `TimeLimit` are known. Any other wrapper may hold a state that nobody sees, so its environment starts anew.
+A wrapper with both methods speaks for everything that it wraps. Of Gymnasium's wrappers and ours, those without a state
+between steps and `TimeLimit` are known. Any other wrapper may hold a state that nobody sees, so its environment starts
+anew.
 """
 
 from __future__ import annotations
@@ -41,9 +42,12 @@ STATELESS_WRAPPERS = frozenset(
         "RescaleObservation",
         "ReshapeObservation",
         "ResizeObservation",
+        # ours
+        "RGBObservation",
+        "SelectObservation",
     }
 )
-"""Gymnasium's wrappers whose steps do not depend on earlier ones. Those that call the user's functions may."""
+"""Wrappers of Gymnasium and ours whose steps do not depend on earlier ones. Those that call functions may."""
 
 SAME_FRAMES = frozenset({"OrderEnforcing", "PassiveEnvChecker", "RecordEpisodeStatistics", "TimeLimit"})
 """Wrappers that return the frames of what they wrap."""
@@ -127,7 +131,7 @@ def _unwrap(env: gym.Env[Any, Any]) -> tuple[list[Any], Any, bool]:
         kind = type(env)
         if not isinstance(env, gym.Wrapper):
             raise TypeError(f"{kind.__name__} has no get_state and set_state")
-        known = kind.__module__.startswith("gymnasium.wrappers.")
+        known = kind.__module__.startswith(("gymnasium.wrappers.", "delta_iris.envs.wrappers"))
         if known and kind.__name__ == "TimeLimit":
             limits.append(env)
         elif not (known and kind.__name__ in STATELESS_WRAPPERS):

@@ -48,23 +48,26 @@ def frame_hint(shape: tuple[int, ...] | None, dtype: Any) -> str:
     """
     if shape is None:
         return (
-            "wrap the environment so that it returns the frame only (gymnasium.wrappers.FilterObservation and "
-            "FlattenObservation, or TransformObservation)"
+            "where they are a dict, keep its frame with SelectObservation: {key: …} in data.wrappers; otherwise draw "
+            "frames with AddRenderObservation"
         )
     if len(shape) not in (2, 3):
-        return "wrap the environment so that it returns frames (gymnasium.wrappers.AddRenderObservation)"
+        return (
+            "draw frames with AddRenderObservation in data.wrappers and render_mode: rgb_array in "
+            "data.environment_options"
+        )
     if dtype != np.uint8:
         return (
-            "its frames must be uint8 from 0 to 255: if they are floats in [0, 1], multiply them by 255 and convert "
-            "them (gymnasium.wrappers.TransformObservation)"
+            "its frames must be uint8 from 0 to 255: convert floats with RescaleObservation: {min_obs: 0, max_obs: "
+            "255} and DtypeObservation: {dtype: uint8} in data.wrappers"
         )
     if len(shape) == 2 or shape[-1] == 1:
-        return "its frames are grey: repeat the channel three times (gymnasium.wrappers.TransformObservation)"
+        return "its frames are grey, which its observation space must say: they become RGB then"
     if shape[-1] != RGB_CHANNELS and shape[0] in (1, RGB_CHANNELS):
-        return "its channels come first: transpose the frames to (H, W, 3) (gymnasium.wrappers.TransformObservation)"
+        return "its channels come first: transpose the frames to (H, W, 3) in the environment"
     if shape[-1] != RGB_CHANNELS:
-        return "its frames must have three channels, RGB (gymnasium.wrappers.TransformObservation)"
-    return "all frames must have one size (gymnasium.wrappers.ResizeObservation)"
+        return "its frames must be grey or RGB, so that the last axis has 1 or 3 entries"
+    return "all frames must have one size (ResizeObservation in data.wrappers)"
 
 
 def as_reward(reward: Any) -> float:

@@ -17,6 +17,6 @@ def make_vector_env(environment: str, options: dict[str, Any], num_envs: int, **
         environment: a Gymnasium id; see `make_env`.
         options: keyword arguments for `gymnasium.make`.
         num_envs: number of environments.
-        limits: keyword arguments for `EnvPool`: time limits, the number of failures and `should_stop`.
+        limits: keyword arguments for `EnvPool`: wrappers, time limits, the number of failures and `should_stop`.
     """
     return EnvPool(environment, options, num_envs, **limits)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from functools import partial
 from math import prod
 from mmap import mmap
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from delta_iris.envs.process import ChildProcess, Deadline, ProcessFailedError
 from delta_iris.envs.server import ANSWER, COMMAND, Answer, Command, Spaces, serve
 from delta_iris.envs.values import InvalidValueError
+from delta_iris.envs.wrapper_list import WrapperEntry
 
 __all__ = ["Reply", "Worker"]
 
@@ -40,6 +42,7 @@ class Worker:
     Args:
         environment: a Gymnasium id.
         options: keyword arguments for `gymnasium.make`.
+        wrappers: see `make_env`.
         shape: of a frame; None to read the spaces only.
 
     Attributes:
@@ -48,7 +51,13 @@ class Worker:
         failure: why the environment cannot be used any more, where that was noticed outside of a step.
     """
 
-    def __init__(self, environment: str, options: dict[str, Any], shape: tuple[int, ...] | None) -> None:
+    def __init__(
+        self,
+        environment: str,
+        options: dict[str, Any],
+        wrappers: Sequence[WrapperEntry],
+        shape: tuple[int, ...] | None,
+    ) -> None:
         # Anonymous memory has no name that could be left behind. Each process has its own, so that one that is slow to
         # die cannot write into its successor's.
         memory = None if shape is None else mmap(-1, 2 * prod(shape))
@@ -57,7 +66,9 @@ class Worker:
         if memory is not None and shape is not None:
             self.present, self.final = np.frombuffer(memory, np.uint8).reshape(2, *shape)
         self.failure: str | None = None
-        self.child = ChildProcess(partial(serve, memory=memory, environment=environment, options=options))
+        self.child = ChildProcess(
+            partial(serve, memory=memory, environment=environment, options=options, wrappers=wrappers)
+        )
 
     def ask(self, command: Command, deadline: Deadline, number: int = 0, payload: bytes = b"") -> None:
         """Send a command.

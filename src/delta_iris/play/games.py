@@ -14,7 +14,6 @@ from delta_iris.actor_critic.module import ActorCritic
 from delta_iris.actor_critic.network import Memory
 from delta_iris.actor_critic.policy import FramePolicy
 from delta_iris.data.segment import SegmentBatch, to_float, to_images
-from delta_iris.envs.make import make_env
 from delta_iris.errors import UserError
 from delta_iris.nn.sampling import sample_categorical
 from delta_iris.pretrained import Agent
@@ -82,7 +81,7 @@ class RealGame:
 
     def __init__(self, agent: Agent) -> None:
         data = agent.configuration["data"]
-        self.env = make_env(data["environment"], **(data.get("environment_options") or {}))
+        self.env = agent.make_env()
         height, width = data["frame_size"]
         shape, actions = self.env.observation_space.shape, getattr(self.env.action_space, "n", None)
         if shape != (height, width, 3) or actions != data["num_actions"]:

@@ -25,6 +25,11 @@ def check_configuration(learner: Learner, data: ReplayDataModule, world_size: in
             "model.init_args.schedule.collection: the first epoch must collect, because there is nothing else to train "
             "on: set frames and first_epoch_frames above 0 and last_epoch to at least 1, or set data.recorded_episodes"
         )
+    if data.environment is None and (learner.schedule.collection.frames_until(2) > 0 or data.recorded_episodes is None):
+        raise UserError(
+            "data.environment is null, so that nothing can be collected: set data.recorded_episodes and "
+            "model.init_args.schedule.collection.last_epoch to 0"
+        )
     for phase in learner.phases:
         multiple = phase.batch_multiple * world_size
         if phase.schedule.batch_size % multiple:

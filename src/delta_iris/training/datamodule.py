@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from delta_iris.data.collector import Collector, EpisodeStats, Policy
 from delta_iris.data.loader import SegmentDataset, check_shared_memory, segment_loader
-from delta_iris.data.recorded_episodes import add_recorded_episodes, find_recorded_episodes
+from delta_iris.data.recorded_episodes import ReplayEpisode, add_recorded_episodes, find_recorded_episodes
 from delta_iris.data.replay import Replay
 from delta_iris.data.replay_reader import ReplayReader
 from delta_iris.data.sampler import SegmentSampler
@@ -21,6 +21,7 @@ from delta_iris.data.segment import SegmentBatch, SegmentIndex
 from delta_iris.distributed import gather_objects
 from delta_iris.envs.pool import EnvPool
 from delta_iris.envs.vector import check_env, make_vector_env
+from delta_iris.envs.wrapper_list import GAME_WRAPPERS, TRAINING_WRAPPERS, WrapperEntry, check_wrappers
 from delta_iris.errors import UserError
 from delta_iris.scratch import process_scratch
 from delta_iris.training.held_out import HeldOutBatches
@@ -41,14 +42,19 @@ class ReplayDataModule(L.LightningDataModule):
     With several processes, each has its part of the environments and of every batch, and its own replay.
 
     Args:
-        environment: a gymnasium id; `module:Id` imports the module that registers it.
+        environment: a gymnasium id; `module:Id` imports the module that registers it. Where null, a run learns from
+            recorded episodes only, and tests nothing.
         environment_options: keyword arguments of `gymnasium.make`.
+        wrappers: wrappers of the environment in training and in tests, the innermost first: names, or mappings of a
+            name to arguments, such as `ResizeObservation: {shape: [64, 64]}`.
+        training_wrappers: wrappers around these that are left out of tests: ClipReward, EpisodicLife or TimeLimit.
         frame_size: height and width of the environment's RGB frames, in pixels.
         num_actions: number of the environment's actions.
         num_envs: environments that collect, in all processes together.
         num_test_envs: environments that run test episodes, in all processes together.
         num_workers: processes that read segments ahead, for each training process.
-        recorded_episodes: a folder of episodes that a new run begins with; see `read_recorded_episode` for the format.
+        recorded_episodes: a folder of episodes that a new run begins with: a replay, such as `delta-iris data import`
+            makes, or files in the format of `read_recorded_episode`.
         val_episodes: test episodes of each validation, by whose mean return the best checkpoint is chosen.
         test_episodes: episodes of `test`.
         val_batches: batches of held-out segments that the world model is measured on.
@@ -59,13 +65,16 @@ class ReplayDataModule(L.LightningDataModule):
         max_test_episode_steps: steps after which a test episode is truncated, because some never end.
 
     Raises:
+        UserError: if a wrapper is unknown, or its arguments do not fit.
         ValueError: if a number is below 1.
     """
 
     def __init__(
         self,
-        environment: str = "delta_iris/Crafter-v1",
+        environment: str | None = "delta_iris/Crafter-v1",
         environment_options: dict[str, Any] | None = None,
+        wrappers: list[WrapperEntry] | None = None,
+        training_wrappers: list[WrapperEntry] | None = None,
         frame_size: tuple[int, int] = (64, 64),
         num_actions: int = 17,
         num_envs: int = 16,
@@ -93,7 +102,10 @@ class ReplayDataModule(L.LightningDataModule):
         for key, value in at_least_one.items():
             if value < 1:
                 raise ValueError(f"{key} is {value}: it must be 1 or more")
+        check_wrappers("data.wrappers", wrappers, GAME_WRAPPERS)
+        check_wrappers("data.training_wrappers", training_wrappers, TRAINING_WRAPPERS)
         self.environment, self.environment_options = environment, environment_options or {}
+        self.wrappers, self.training_wrappers = wrappers or [], training_wrappers or []
         self.frame_size, self.num_actions = frame_size, num_actions
         self.num_envs, self.num_test_envs, self.num_workers = num_envs, num_test_envs, num_workers
         self.recorded_episodes = recorded_episodes
@@ -105,7 +117,7 @@ class ReplayDataModule(L.LightningDataModule):
         self.replay: Replay
         self.collector: Collector
         self.samplers: dict[str, SegmentSampler] = {}
-        self.recorded_paths: list[Path] = []
+        self.recorded: list[Path] | list[ReplayEpisode] = []
         # The state before a collection under way, which a checkpoint holds: a resumed run does it again.
         self._before_collection: dict[str, Any] | None = None
         self._phase_start: tuple[str, dict[str, Any]] | None = None
@@ -160,20 +172,16 @@ class ReplayDataModule(L.LightningDataModule):
         """Check the environment against the configuration and, to fit, open the replay and the environments."""
         if self.samplers:
             return
-        check_env(self.environment, self.environment_options, self.frame_size, self.num_actions, self.step_timeout)
-        self.split_across_ranks("data.num_test_envs", self.num_test_envs)
-        for key, episodes in (("val_episodes", self.val_episodes), ("test_episodes", self.test_episodes)):
-            if episodes % self.num_test_envs:
-                raise UserError(
-                    f"data.{key} is {episodes}, but each of the {self.num_test_envs} data.num_test_envs must run the "
-                    "same number (taking the first to finish would favour short episodes): make it a multiple"
-                )
+        if self.environment is not None:
+            self._check_environment(stage)
+        elif stage != "fit":
+            raise UserError("data.environment is null, so that there is no game to test an agent in: set it")
         if stage != "fit":
             return
         assert self.trainer is not None
         folder = RunFolder.of(self.trainer).replay / f"rank_{self._rank}"
         if self.recorded_episodes is not None and not folder.exists():  # a resumed run has them already
-            self.recorded_paths = find_recorded_episodes(Path(self.recorded_episodes), self.world_size)
+            self.recorded = find_recorded_episodes(Path(self.recorded_episodes), self.world_size)
         self.replay = Replay(folder, self.frame_shape, skip_damaged=self.skip_damaged_episodes)
         for index, phase in enumerate(self.learner.phases):
             sampling = phase.sampling
@@ -189,8 +197,32 @@ class ReplayDataModule(L.LightningDataModule):
             bytes_per_batch = self._dataset(sampling.length).bytes_per_batch(self._batch_size(phase))
             most_steps = max(phase.schedule.steps_in(0), phase.schedule.steps_in(1))
             check_shared_memory(self.num_workers, bytes_per_batch * self.trainer.num_devices, most_steps)
-        envs = self._make_envs(self.split_across_ranks("data.num_envs", self.num_envs))
+        number = self.split_across_ranks("data.num_envs", self.num_envs)
+        if self.environment is None:
+            return
+        envs = self._make_envs(number, self.wrappers + self.training_wrappers)
         self.collector = Collector(envs, self.replay, self.learner.make_policy().burn_in, self.seed)
+
+    def _check_environment(self, stage: str) -> None:
+        """Compare the environment with the configuration, and the numbers of test episodes and test environments."""
+        training = [self.wrappers + self.training_wrappers] if stage == "fit" and self.training_wrappers else []
+        for wrappers in [self.wrappers, *training]:
+            assert self.environment is not None
+            check_env(
+                self.environment,
+                self.environment_options,
+                self.frame_size,
+                self.num_actions,
+                self.step_timeout,
+                wrappers,
+            )
+        self.split_across_ranks("data.num_test_envs", self.num_test_envs)
+        for key, episodes in (("val_episodes", self.val_episodes), ("test_episodes", self.test_episodes)):
+            if episodes % self.num_test_envs:
+                raise UserError(
+                    f"data.{key} is {episodes}, but each of the {self.num_test_envs} data.num_test_envs must run the "
+                    "same number (taking the first to finish would favour short episodes): make it a multiple"
+                )
 
     @property
     def seed(self) -> int:
@@ -199,11 +231,13 @@ class ReplayDataModule(L.LightningDataModule):
             self._run_seed = int(torch.initial_seed() % (1 << 31))
         return self._run_seed + 1_000_003 * self._rank
 
-    def _make_envs(self, number: int) -> EnvPool:
+    def _make_envs(self, number: int, wrappers: list[WrapperEntry]) -> EnvPool:
+        assert self.environment is not None
         envs = make_vector_env(
             self.environment,
             self.environment_options,
             number,
+            wrappers=wrappers,
             step_timeout=self.step_timeout,
             max_env_failures=self.max_env_failures,
         )
@@ -275,8 +309,8 @@ class ReplayDataModule(L.LightningDataModule):
                 f"{self.replay.folder} already holds the replay of a run: resume it with --ckpt_path, or choose "
                 "another run folder (--version)"
             )
-        if self.recorded_paths:
-            add_recorded_episodes(self.replay, self.recorded_paths[self._rank :: self.world_size], self.num_actions)
+        if self.recorded:
+            add_recorded_episodes(self.replay, self.recorded[self._rank :: self.world_size], self.num_actions)
         if self.world_size > 1:
             # Until here all processes drew the same numbers, which equal initial weights need; now each draws its own.
             torch.manual_seed(self.seed)
@@ -301,7 +335,7 @@ class ReplayDataModule(L.LightningDataModule):
         """
         if self._test_envs is None:
             number = self.split_across_ranks("data.num_test_envs", self.num_test_envs)
-            self._test_envs = self._make_envs(number)
+            self._test_envs = self._make_envs(number, self.wrappers)
         trainer = self.trainer
         fitting = trainer is not None and trainer.state.fn == "fit"
         scratch = RunFolder.of(trainer).scratch if trainer is not None and fitting else process_scratch()
@@ -402,7 +436,7 @@ class ReplayDataModule(L.LightningDataModule):
         return {
             "replay": self.replay.position(),
             "samplers": samplers,
-            "collector": self.collector.state_dict(),
+            "collector": {"begun": False} if self.environment is None else self.collector.state_dict(),
             "random": get_random_states(),
         }
 
@@ -442,7 +476,8 @@ class ReplayDataModule(L.LightningDataModule):
         own = state["ranks"][self._rank]
         self._before_collection = None
         self.replay.rollback(own["replay"])
-        self.collector.load_state_dict(own["collector"])
+        if self.environment is not None:
+            self.collector.load_state_dict(own["collector"])
         for name, sampler in self.samplers.items():
             sampler.load_state_dict(own["samplers"][name])
         self._restored_random = own["random"]

@@ -79,6 +79,9 @@ class EvaluationLoop(EvaluationLoopBase):
         trainer = self.trainer
         if trainer.sanity_checking:
             return []
+        if _data(trainer).environment is None:
+            self.completed = True
+            return []
         with isolate_rng():
             self.completed = self._run_episodes()
             if not self.completed:

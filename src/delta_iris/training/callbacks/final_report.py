@@ -55,7 +55,7 @@ class FinalReport(PhaseCallback):
         if not trainer.is_global_zero or self._trained is None or loop.interrupted_checkpoint is not None:
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        env = make_env(data.environment, **data.environment_options)
+        env = make_env(data.environment, data.wrappers, **data.environment_options)
         best = getattr(env.unwrapped, "best_return", None)
         env.close()
         rows = [("trained agent", _mean_return(self._trained))]

@@ -23,9 +23,13 @@ class RunSummary(L.Callback):
         loop: Any = trainer.fit_loop
         if loop.initial_frames:
             lines["initial weights"] = f"trained on {loop.initial_frames:,} frames, from which this run counts"
-        paths = trainer.datamodule.recorded_paths  # type: ignore[attr-defined]
-        if paths:
-            lines["recordings"] = f"{len(paths)} episodes of {paths[0].parent}, which the replay begins with"
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if data.recorded:
+            lines["recordings"] = (
+                f"{len(data.recorded)} episodes of {data.recorded_episodes}, which the replay begins with"
+            )
+        if data.environment is None:
+            lines["environment"] = "none: nothing is collected or tested"
         device = "CPU" if module.device.type == "cpu" else str(module.device)
         if module.is_accelerated:
             lines["device"] = f"{device}; compiled steps as CUDA graphs (the first steps of each phase take a minute)"
@@ -56,7 +60,7 @@ class RunSummary(L.Callback):
             if checkpoint.monitor is not None and checkpoint.best_model_path:
                 to_test = _shorten(checkpoint.best_model_path)
                 print(f"  best agent         {to_test} ({checkpoint.monitor} {float(checkpoint.best_model_score):.2f})")
-        if to_test:
+        if to_test and trainer.datamodule.environment is not None:  # type: ignore[attr-defined]
             print(f"  test the agent     delta-iris test --config {folder / 'config.yaml'} --ckpt_path {to_test}")
         logs = folder.parents[1] if len(folder.parents) > 1 else folder
         print(f"  curves and images  tensorboard --logdir {logs}")
