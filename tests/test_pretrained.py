@@ -333,6 +333,16 @@ def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "foreign_code"
 
 
+def test_an_agent_does_not_import_the_module_that_its_environment_names(exported: Path, foreign: str) -> None:
+    edit_about(exported, lambda about: about["configuration"]["data"].update(environment=f"{foreign}:Game-v0"))
+    with pytest.raises(UserError, match=rf'imports {foreign}: .*load_pretrained\(folder, trust=\["{foreign}"\]\)'):
+        load_pretrained(exported).make_env()
+    assert foreign not in sys.modules
+    with pytest.raises(UserError, match="cannot create environment"):
+        load_pretrained(exported, trust=[foreign]).make_env()
+    assert sys.modules.pop(foreign)
+
+
 @pytest.mark.parametrize("path", [["model"], ["model", "init_args", "tokenizer"]], ids=".".join)
 def test_classes_of_other_packages_are_refused_and_not_imported(exported: Path, foreign: str, path: list[str]) -> None:
     def edit(about: dict[str, Any]) -> None:

@@ -37,7 +37,7 @@ from delta_iris.training.checkpoint import (
 )
 from delta_iris.training.learner import Learner
 from delta_iris.training.systems.building import at_most_parameters, build_system
-from delta_iris.trust import is_dotted_name, refuse_foreign_name, walk
+from delta_iris.trust import is_dotted_name, refuse_foreign_environment, refuse_foreign_name, walk
 
 __all__ = ["Agent", "export_agent", "is_exported", "load_exported", "load_pretrained"]
 
@@ -185,13 +185,17 @@ class Agent:
         system: the trained system.
         frames_trained_on: frames of experience that it has learned from.
         configuration: `data` and `model` of its run.
+        trust: top-level packages that its environment may import.
 
     Attributes:
         system: its modules, such as `system.tokenizer` and `system.actor_critic`.
         world_model: what it imagines with; None if it is model-free.
     """
 
-    def __init__(self, system: Learner, frames_trained_on: int, configuration: dict[str, Any]) -> None:
+    def __init__(
+        self, system: Learner, frames_trained_on: int, configuration: dict[str, Any], trust: Sequence[str] = ()
+    ) -> None:
+        self._trust = trust
         self.system, self.frames_trained_on, self.configuration = system.eval(), frames_trained_on, configuration
         self.world_model = system.world_model
         self._policy = system.make_policy()
@@ -202,9 +206,11 @@ class Agent:
         """Create the environment that the agent is tested in, with its options and wrappers.
 
         Raises:
-            UserError: if it cannot be created, or the agent has learned from recorded episodes only.
+            UserError: if it cannot be created, a package that is not trusted would be imported, or the agent has
+                learned from recorded episodes only.
         """
         data = self.configuration["data"]
+        refuse_foreign_environment(data, "this agent", self._trust, ADVICE)
         if data["environment"] is None:
             raise UserError("the agent was trained without an environment: there is no game for it to play")
         return make_env(data["environment"], data.get("wrappers"), **(data.get("environment_options") or {}))
@@ -271,7 +277,7 @@ def load_pretrained(folder: Path | str, trust: Sequence[str] = ()) -> Agent:
 
     Args:
         folder: that `export_agent` made; or a checkpoint of a run, `<run>/checkpoints/….ckpt`.
-        trust: top-level packages, besides this one, whose classes the configuration may name.
+        trust: top-level packages, besides this one, whose classes and environments the configuration may name.
 
     Raises:
         UserError: if something is missing or damaged, or the configuration names a class of another package.
@@ -295,7 +301,7 @@ def load_pretrained(folder: Path | str, trust: Sequence[str] = ()) -> Agent:
         if trust:
             check_weights(content, system.state_dict(), configuration, folder)
         system.load_state_dict(content["state_dict"])
-        return Agent(system, content["frames_collected"], configuration)
+        return Agent(system, content["frames_collected"], configuration, trust)
 
 
 @contextmanager

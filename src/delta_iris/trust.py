@@ -12,7 +12,15 @@ from jsonargparse import set_parsing_settings
 
 from delta_iris.errors import UserError
 
-__all__ = ["enforce_trust", "is_dotted_name", "is_trusted", "refuse_foreign_classes", "refuse_foreign_name", "walk"]
+__all__ = [
+    "enforce_trust",
+    "is_dotted_name",
+    "is_trusted",
+    "refuse_foreign_classes",
+    "refuse_foreign_environment",
+    "refuse_foreign_name",
+    "walk",
+]
 
 ALLOWED = (
     "delta_iris",
@@ -30,6 +38,9 @@ ALLOWED = (
     "torch.optim",
 )
 """Where the classes are that a file may name; the rest of PyTorch and Lightning can load code and start processes."""
+
+ENVIRONMENT_PACKAGES = ("delta_iris", "gymnasium", "ale_py", "minigrid")
+"""Whose modules a file may name before the colon of `data.environment`."""
 
 DENIED = (
     # The command line, its web page and the reader of agents make no part of a configuration.
@@ -122,6 +133,33 @@ def refuse_foreign_name(name: str, where: str, packages: Collection[str], advice
             return
     package = origin.partition(".")[0]
     raise UserError(f"{where} names {name}, which a file may not use: {advice.format(package=package)}")
+
+
+def refuse_foreign_environment(data: Any, source: str, packages: Collection[str], advice: str) -> None:
+    """Refuse Gymnasium ids `module:Id` that would import a module of another package.
+
+    Some environments make another one, whose id is among their options.
+
+    Args:
+        data: the group `data` of a configuration.
+        source: where it is from, for messages.
+        packages: top-level packages that the user trusts.
+        advice: the way out, with `{package}`.
+
+    Raises:
+        UserError: it names the id and the way out.
+    """
+    if not isinstance(data, Mapping):
+        return
+    for value in [data.get("environment"), *(option for _, option in walk(data.get("environment_options")))]:
+        if not isinstance(value, str) or not re.match(r"\s*[^\W\d][\w.]*\s*:", value):
+            continue
+        package = re.split(r"[.:]", value.strip(), maxsplit=1)[0].strip()
+        if package not in packages and package not in ENVIRONMENT_PACKAGES:
+            raise UserError(
+                f"{source}: data.environment names {value[:100]}, which imports {package}: "
+                + advice.format(package=package)
+            )
 
 
 def enforce_trust(packages: Collection[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,8 +45,8 @@ def test_the_recorded_episodes_are_the_replay(folder: Path) -> None:
     )
     assert [mine.length(i) for i in range(mine.num_episodes)] == list(LENGTHS)
     for i, length in enumerate(LENGTHS):
-        for one, other in zip(mine.read(i, 0, length), theirs.read(i, 0, length), strict=True):
-            assert np.array_equal(one, other)
+        pairs: zip[tuple[Any, Any]] = zip(mine.read(i, 0, length), theirs.read(i, 0, length), strict=True)
+        assert all(np.array_equal(one, other) for one, other in pairs)
         final, expected = mine.final_frame(i), theirs.final_frame(i)
         assert final is not None
         assert expected is not None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
@@ -12,13 +11,10 @@ from typing import Any
 import yaml
 
 from delta_iris.errors import UserError
-from delta_iris.trust import is_dotted_name, refuse_foreign_classes, walk
+from delta_iris.trust import is_dotted_name, refuse_foreign_classes, refuse_foreign_environment, walk
 from delta_iris.yaml_files import has_aliases
 
 __all__ = ["TrustOption", "check_file", "trusted_packages"]
-
-ENVIRONMENT_PACKAGES = ("delta_iris", "gymnasium", "ale_py", "minigrid")
-"""Whose modules a file may name before the colon of `data.environment`."""
 
 ADVICE = "if you trust the code of {package}, add --trust {package}"
 
@@ -89,26 +85,10 @@ def check_file(content: Mapping[str, Any], source: str, packages: Collection[str
     if "trust" in content:
         raise UserError(f"{source}: trust stands in a file, which cannot vouch for itself: give --trust NAME")
     refuse_foreign_classes(content, source, packages, ADVICE)
-    data = content.get("data")
-    if isinstance(data, Mapping):
-        options = [value for _, value in walk(data.get("environment_options"))]
-        for value in [data.get("environment"), *options]:
-            _check_environment(value, source, packages)
+    refuse_foreign_environment(content.get("data"), source, packages, ADVICE)
     for key, value in walk(content):
         if not key.startswith(OPTIONS):
             _check_path(key, value, source)
-
-
-def _check_environment(value: Any, source: str, packages: Collection[str]) -> None:
-    """Check a Gymnasium id `module:Id`. Some environments make another one, whose id is among their options."""
-    if not isinstance(value, str) or not re.match(r"\s*[^\W\d][\w.]*\s*:", value):
-        return
-    package = re.split(r"[.:]", value.strip(), maxsplit=1)[0].strip()
-    if package not in packages and package not in ENVIRONMENT_PACKAGES:
-        raise UserError(
-            f"{source}: data.environment names {value[:100]}, which imports {package}: "
-            + ADVICE.format(package=package)
-        )
 
 
 def _check_path(key: str, value: Any, source: str) -> None:
