@@ -13,7 +13,8 @@ from delta_iris.data.segment import SegmentBatch
 from delta_iris.nn.cnn import CNNConfig
 from delta_iris.nn.transformer import TransformerConfig
 from delta_iris.training.schedule import CollectionSchedule, PhaseSchedule
-from delta_iris.training.systems.delta_iris import DeltaIris, DeltaIrisSchedule
+from delta_iris.training.systems.delta_iris import DeltaIris
+from delta_iris.training.systems.token_system import TokenSchedule
 from delta_iris.world_models.delta_iris import CNNTokenizer, TransformerTokenizer
 from delta_iris.world_models.tokens.dynamics import TokenDynamics
 from delta_iris.world_models.tokens.quantizer import CodebookConfig
@@ -90,7 +91,7 @@ def make_system(
     actor_critic: ActorCritic | None = None,
     *,
     num_actions: int = ACTIONS,
-    schedule: DeltaIrisSchedule | None = None,
+    schedule: TokenSchedule | None = None,
     **options: Any,
 ) -> DeltaIris:
     """A Δ-IRIS system of given modules."""
@@ -109,10 +110,10 @@ def make_system(
     )
 
 
-def make_schedule(collection: CollectionSchedule | None = None, **changes: Any) -> DeltaIrisSchedule:
+def make_schedule(collection: CollectionSchedule | None = None, **changes: Any) -> TokenSchedule:
     """The same schedule for all phases."""
     phase = PhaseSchedule(**({"steps": 5, "batch_size": 6} | changes))
-    return DeltaIrisSchedule(collection or CollectionSchedule(), phase, phase, phase)
+    return TokenSchedule(collection or CollectionSchedule(), phase, phase, phase)
 
 
 def make_segment(batch: int = 3, frames: int = FRAMES, *, padded: bool = False, seed: int = 0) -> SegmentBatch:
