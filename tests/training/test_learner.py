@@ -14,8 +14,8 @@ from delta_iris.actor_critic.batch import ActorCriticBatch
 from delta_iris.data.segment import SegmentBatch, to_float
 from delta_iris.nn.optim import make_optimizer, mask_step
 from delta_iris.nn.transformer import TransformerConfig
-from delta_iris.training.systems.delta_iris import DeltaIris
-from delta_iris.world_models.tokens.quantizer import MIN_UPDATES
+from delta_iris.training.systems.token_system import TokenSystem
+from delta_iris.world_models.tokens.quantizer import MIN_UPDATES, VectorQuantizer
 from delta_iris.world_models.tokens.tokenizer import Tokenizer
 from tests import helpers
 from tests.helpers import FRAMES, make_cnn_tokenizer, make_dynamics, make_schedule, make_segment, make_tokenizer
@@ -27,7 +27,7 @@ TOKENIZERS = ["transformer", "cnn", "cnn with motion"]
 
 def make_system(
     tokenizer: Tokenizer | None = None, device: str = "cpu", micro_batch_size: int | None = None, **dynamics: Any
-) -> DeltaIris:
+) -> TokenSystem:
     """Return a system whose steps run without a Trainer."""
     schedule = make_schedule(micro_batch_size=micro_batch_size)
     system = helpers.make_system(tokenizer, make_dynamics(**dynamics), schedule=schedule).to(device)
@@ -42,7 +42,7 @@ def make_tokenizer_kind(kind: str) -> Tokenizer:
     return make_cnn_tokenizer(num_transforms=2 if kind == "cnn with motion" else 0)
 
 
-def make_phase_segment(system: DeltaIris, phase: str, device: str = "cpu") -> SegmentBatch:
+def make_phase_segment(system: TokenSystem, phase: str, device: str = "cpu") -> SegmentBatch:
     """Return segments as the sampler of a phase draws them: imagination starts from real frames."""
     segment = make_segment(BATCH, padded=True)
     segment.mask[1] = True
@@ -51,12 +51,12 @@ def make_phase_segment(system: DeltaIris, phase: str, device: str = "cpu") -> Se
     return SegmentBatch(*(field.to(device) for field in segment))
 
 
-def step(system: DeltaIris, segment: SegmentBatch) -> dict[str, Tensor]:
+def step(system: TokenSystem, segment: SegmentBatch) -> dict[str, Tensor]:
     """Compute the gradients of the present phase; return the metrics."""
     return system.forward_backward(system.phase, system.phase.prepare(segment))
 
 
-def gradients(system: DeltaIris) -> dict[str, Tensor]:
+def gradients(system: TokenSystem) -> dict[str, Tensor]:
     module = system.phase.module
     return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
 
@@ -88,10 +88,12 @@ def test_micro_batches_compute_the_same_as_the_whole_batch(phase: str, update_ep
 
 def test_code_resets_are_restricted_once_the_dynamics_learn_the_codes() -> None:
     system = make_system()
-    system.tokenizer.quantizer.num_updates.fill_(MIN_UPDATES)
+    quantizer = system.tokenizer.quantizer
+    assert isinstance(quantizer, VectorQuantizer)
+    quantizer.num_updates.fill_(MIN_UPDATES)
     for phase, threshold in (("tokenizer", 0.1), ("dynamics", 0.001), ("tokenizer", 0.001)):
         system.start_phase(PHASES.index(phase))
-        assert float(system.tokenizer.quantizer.reset_threshold) == pytest.approx(threshold)
+        assert float(quantizer.reset_threshold) == pytest.approx(threshold)
 
 
 @pytest.mark.parametrize("phase", PHASES)
@@ -175,7 +177,7 @@ def test_a_step_on_frames_that_are_not_finite_changes_nothing(phase: str, device
 # --- on a GPU ---
 
 
-def run_steps(system: DeltaIris, phase: str, steps: int = 3, optimize: bool = False) -> list[dict[str, Tensor]]:
+def run_steps(system: TokenSystem, phase: str, steps: int = 3, optimize: bool = False) -> list[dict[str, Tensor]]:
     """Run a few steps, each on other segments.
 
     Args:
