@@ -13,36 +13,45 @@ from PIL import Image
 
 from delta_iris.envs.make import make_env
 
-CONFIG = "quickstart.yaml"
 BEST = float(make_env("delta_iris/Catch-v0").unwrapped.best_return)  # type: ignore[attr-defined]
 RANDOM = BEST / 4
-RUN = Path("lightning_logs") / "quickstart" / "version_0"
+RUNS = Path("lightning_logs")
+RUN = RUNS / "quickstart" / "version_0"
 
 
-def train_and_test(folder: Path, *options: object) -> tuple[float, str]:
+def run(folder: Path, *arguments: object) -> str:
+    """Run a command in `folder` and return what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "delta_iris", *map(str, arguments)],
+        cwd=folder,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=1500,
+        start_new_session=True,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def train_and_test(folder: Path, *options: object, name: str = "quickstart") -> tuple[float, str]:
     """Train in `folder` and test.
+
+    Args:
+        folder: for the run.
+        options: of `fit`.
+        name: of the configuration.
 
     Returns:
         the mean return of 200 test episodes, and what training printed.
     """
-    trained = ("--config", RUN / "config.yaml", "--ckpt_path", RUN / "checkpoints" / "last.ckpt")
-    printed = []
-    for arguments in (("fit", "--config", CONFIG, *options), ("test", *trained)):
-        done = subprocess.run(
-            [sys.executable, "-m", "delta_iris", *map(str, arguments)],
-            cwd=folder,
-            env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=1500,
-            start_new_session=True,
-        )
-        assert done.returncode == 0, done.stdout
-        printed.append(done.stdout)
-    result = json.loads((folder / RUN / "evaluation" / "last.json").read_text())
+    found = RUNS / name / "version_0"
+    printed = run(folder, "fit", "--config", f"{name}.yaml", *options)
+    run(folder, "test", "--config", found / "config.yaml", "--ckpt_path", found / "checkpoints" / "last.ckpt")
+    result = json.loads((folder / found / "evaluation" / "last.json").read_text())
     assert result["episodes"] == 200
-    return float(result["return_mean"]), printed[0]
+    return float(result["return_mean"]), printed
 
 
 def test_a_shortened_first_epoch_is_clearly_better_than_random(tmp_path: Path) -> None:

@@ -210,8 +210,10 @@ def test_gradients_and_codebook_equal_those_of_one_process(
     assert any(value.abs().sum() > 0 for value in expected.values())
     for key, value in expected.items():
         assert torch.equal(ranks[0][key], ranks[1][key]), key
-        # float32 sums in another order; gradients here are at most around one.
-        torch.testing.assert_close(ranks[0][key], value, atol=2e-6, rtol=1e-4, msg=key)
+        # float32 sums in another order; gradients here are at most around one. Those of IRIS's deep CNN differ by 4e-6
+        # from what float64 gives.
+        atol = 1e-5 if name == "tokenizer, of frames" else 2e-6
+        torch.testing.assert_close(ranks[0][key], value, atol=atol, rtol=1e-4, msg=key)
 
 
 @pytest.mark.parametrize(("name", "gradients"), [*((name, False) for name in PHASES), ("tokenizer", True)])
