@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from delta_iris.envs.make import make_env
+from delta_iris.pretrained import load_pretrained
 
 BEST = float(make_env("delta_iris/Catch-v0").unwrapped.best_return)  # type: ignore[attr-defined]
 RANDOM = BEST / 4
@@ -61,6 +62,20 @@ def test_a_shortened_first_epoch_is_clearly_better_than_random(tmp_path: Path) -
     options.append("--model.tokenizer.optimizer.lr_decay_steps=500")
     # The mean of 200 episodes of random actions is below 1.75 in 99.9 % of all cases.
     assert train_and_test(tmp_path, "--trainer.max_epochs=1", *options)[0] > 2 * RANDOM
+
+
+def test_iris_learns_in_a_shortened_first_epoch_and_its_agent_can_be_exported(tmp_path: Path) -> None:
+    schedule = {"tokenizer.first_epoch_steps": 300, "dynamics.first_epoch_steps": 400}
+    schedule |= {"actor_critic.steps": 60, "actor_critic.batch_size": 64}
+    options = [f"--model.schedule.{name}={number}" for name, number in schedule.items()]
+    reached, _ = train_and_test(tmp_path, "--trainer.max_epochs=1", *options, name="iris_quickstart")
+    assert reached > 1.5 * RANDOM
+    checkpoint = RUNS / "iris_quickstart" / "version_0" / "checkpoints" / "last.ckpt"
+    run(tmp_path, "export", checkpoint, "agent")
+    agent, env = load_pretrained(tmp_path / "agent"), make_env("delta_iris/Catch-v0", pixels=2)
+    frame, _ = env.reset(seed=0)
+    assert agent.act(frame) in range(3)
+    assert "mean squared error of imagined frames" in run(tmp_path, "dream", "agent")
 
 
 @pytest.mark.slow
