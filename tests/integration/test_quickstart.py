@@ -65,11 +65,13 @@ def test_a_shortened_first_epoch_is_clearly_better_than_random(tmp_path: Path) -
 
 
 def test_iris_learns_in_a_shortened_first_epoch_and_its_agent_can_be_exported(tmp_path: Path) -> None:
-    schedule = {"tokenizer.first_epoch_steps": 300, "dynamics.first_epoch_steps": 400}
-    schedule |= {"actor_critic.steps": 60, "actor_critic.batch_size": 64}
+    schedule = {"tokenizer.first_epoch_steps": 200, "dynamics.first_epoch_steps": 500}
+    schedule |= {"actor_critic.steps": 80, "actor_critic.batch_size": 64}
     options = [f"--model.schedule.{name}={number}" for name, number in schedule.items()]
+    options.append("--model.tokenizer.optimizer.lr_decay_steps=200")
     reached, _ = train_and_test(tmp_path, "--trainer.max_epochs=1", *options, name="iris_quickstart")
-    assert reached > 1.5 * RANDOM
+    # The mean of 200 episodes of random actions is below 1.75 in 99.9 % of all cases.
+    assert reached > 4 / 3 * RANDOM
     checkpoint = RUNS / "iris_quickstart" / "version_0" / "checkpoints" / "last.ckpt"
     run(tmp_path, "export", checkpoint, "agent")
     agent, env = load_pretrained(tmp_path / "agent"), make_env("delta_iris/Catch-v0", pixels=2)
@@ -88,6 +90,11 @@ def test_the_quickstart_reaches_nine_tenths_of_the_best_return(tmp_path: Path, s
     for name in ("agent.gif", "imagination.gif"):
         with Image.open(tmp_path / RUN / name) as animation:
             assert getattr(animation, "n_frames", 1) > 1
+
+
+@pytest.mark.slow
+def test_iris_is_far_better_than_random_at_the_end(tmp_path: Path) -> None:
+    assert train_and_test(tmp_path, name="iris_quickstart")[0] > 2 * RANDOM
 
 
 @pytest.mark.slow
