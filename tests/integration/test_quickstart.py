@@ -71,7 +71,7 @@ def test_iris_learns_in_a_shortened_first_epoch_and_its_agent_can_be_exported(tm
     options.append("--model.tokenizer.optimizer.lr_decay_steps=200")
     reached, _ = train_and_test(tmp_path, "--trainer.max_epochs=1", *options, name="iris_quickstart")
     # The mean of 200 episodes of random actions is below 1.75 in 99.9 % of all cases.
-    assert reached > 4 / 3 * RANDOM
+    assert reached > 2 * RANDOM
     checkpoint = RUNS / "iris_quickstart" / "version_0" / "checkpoints" / "last.ckpt"
     run(tmp_path, "export", checkpoint, "agent")
     agent, env = load_pretrained(tmp_path / "agent"), make_env("delta_iris/Catch-v0", pixels=2)

@@ -18,11 +18,19 @@ from delta_iris.training.systems.token_system import TokenSystem
 from delta_iris.world_models.tokens.quantizer import MIN_UPDATES, VectorQuantizer
 from delta_iris.world_models.tokens.tokenizer import Tokenizer
 from tests import helpers
-from tests.helpers import FRAMES, make_cnn_tokenizer, make_dynamics, make_schedule, make_segment, make_tokenizer
+from tests.helpers import (
+    FRAMES,
+    make_cnn_tokenizer,
+    make_dynamics,
+    make_frame_tokenizer,
+    make_schedule,
+    make_segment,
+    make_tokenizer,
+)
 
 BATCH = 6
 PHASES = ["tokenizer", "dynamics", "actor_critic"]
-TOKENIZERS = ["transformer", "cnn", "cnn with motion"]
+TOKENIZERS = ["transformer", "cnn", "cnn with motion", "frames"]
 
 
 def make_system(
@@ -30,7 +38,8 @@ def make_system(
 ) -> TokenSystem:
     """Return a system whose steps run without a Trainer."""
     schedule = make_schedule(micro_batch_size=micro_batch_size)
-    system = helpers.make_system(tokenizer, make_dynamics(**dynamics), schedule=schedule).to(device)
+    made = None if tokenizer is not None and not tokenizer.context_frames else make_dynamics(**dynamics)
+    system = helpers.make_system(tokenizer, made, schedule=schedule).to(device)
     # Without a Trainer; its version would only scale the loss.
     system.manual_backward = Tensor.backward  # type: ignore[method-assign]
     return system
@@ -39,6 +48,8 @@ def make_system(
 def make_tokenizer_kind(kind: str) -> Tokenizer:
     if kind == "transformer":
         return make_tokenizer()
+    if kind == "frames":
+        return make_frame_tokenizer()
     return make_cnn_tokenizer(num_transforms=2 if kind == "cnn with motion" else 0)
 
 
@@ -114,7 +125,9 @@ def test_every_region_traces_without_breaks_and_computes_the_same(phase: str, ki
     for plain, compiled in zip(*results, strict=True):
         assert plain.keys() == compiled.keys()
         for name, value in plain.items():
-            torch.testing.assert_close(compiled[name], value, atol=2e-6, rtol=1e-4, msg=name)
+            # Compiled group norms sum in another order, in each of the many layers of IRIS's CNN.
+            atol = 5e-5 if kind == "frames" else 2e-6
+            torch.testing.assert_close(compiled[name], value, atol=atol, rtol=1e-4, msg=name)
 
 
 def test_dynamics_with_dropout_compile_for_training_and_for_steps() -> None:
