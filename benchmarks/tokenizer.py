@@ -174,17 +174,21 @@ class Frames:
         indices = sample_held_out(ReplayReader(test.folder, self.shape), SEGMENT_LENGTH, 6, 32)
         self.held_out = [to_device(segment, device) for segment in map(dataset.__getitems__, indices)]
 
-    def batches(self, steps: int, batch_size: int, num_workers: int) -> Iterable[SegmentBatch]:
-        """Load batches of random segments, the same ones in every call.
+    def batches(
+        self, steps: int, batch_size: int, num_workers: int, length: int = SEGMENT_LENGTH, seed: int = 0
+    ) -> Iterable[SegmentBatch]:
+        """Load batches of random segments, the same ones in every call with the same seed.
 
         Args:
             steps: number of batches.
             batch_size: segments of a batch.
             num_workers: processes that load them.
+            length: steps of a segment.
+            seed: of the choice of segments.
         """
-        sampler = SegmentSampler(SEGMENT_LENGTH, SEGMENT_LENGTH - 1, SEGMENT_LENGTH - 1, seed=0)
+        sampler = SegmentSampler(length, length - 1, length - 1, seed)
         indices = [sampler.draw(self.replay.lengths, batch_size, update_counts=False) for _ in range(steps)]
-        dataset = SegmentDataset(self.replay.folder, self.shape, SEGMENT_LENGTH)
+        dataset = SegmentDataset(self.replay.folder, self.shape, length)
         return segment_loader(dataset, indices, num_workers, pin_memory=torch.cuda.is_available())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,8 +14,13 @@ from delta_iris.data.segment import SegmentBatch
 from delta_iris.nn.cnn import CNNConfig
 from delta_iris.nn.transformer import TransformerConfig
 from delta_iris.training.schedule import CollectionSchedule, PhaseSchedule
-from delta_iris.training.systems.delta_iris import DeltaIris, DeltaIrisSchedule
+from delta_iris.training.systems import DeltaIris, Iris
+from delta_iris.training.systems.token_system import TokenSchedule, TokenSystem
 from delta_iris.world_models.delta_iris import CNNTokenizer, TransformerTokenizer
+from delta_iris.world_models.iris import FrameDynamics, FrameTokenizer
+from delta_iris.world_models.iris.autoencoder import AutoencoderConfig
+from delta_iris.world_models.iris.gradient_quantizer import GradientCodebookConfig
+from delta_iris.world_models.tokens.base_dynamics import BaseDynamics
 from delta_iris.world_models.tokens.dynamics import TokenDynamics
 from delta_iris.world_models.tokens.quantizer import CodebookConfig
 from delta_iris.world_models.tokens.token_world_model import TokenWorldModel
@@ -52,6 +58,25 @@ def make_cnn_tokenizer(**changes: Any) -> CNNTokenizer:
     return CNNTokenizer(SIZE, ACTIONS, FRAMES, 4, **(options | changes))
 
 
+def make_frame_tokenizer(num_actions: int = ACTIONS, tokens: int = 4, **changes: Any) -> FrameTokenizer:
+    """IRIS's tokenizer with arguments changed."""
+    options: dict[str, Any] = {
+        "codebook": GradientCodebookConfig(CODES, 8),
+        "autoencoder": AutoencoderConfig(channels=8, residual_blocks=1, attention_at=(4,)),
+    }
+    torch.manual_seed(0)
+    return FrameTokenizer(SIZE, num_actions, FRAMES, tokens, **(options | changes))
+
+
+def make_frame_dynamics(num_actions: int = ACTIONS, **changes: Any) -> FrameDynamics:
+    """IRIS's dynamics with arguments changed, and a reward head that is not zero."""
+    torch.manual_seed(1)
+    options: dict[str, Any] = {"transformer": TransformerConfig(dim=16, layers=2, heads=2)} | changes
+    dynamics = FrameDynamics(SIZE, num_actions, FRAMES, 4, CODES, **options)
+    randomize_rewards(dynamics)
+    return dynamics
+
+
 def make_dynamics(num_actions: int = ACTIONS, **changes: Any) -> TokenDynamics:
     """Token dynamics with arguments changed, and a reward head that is not zero."""
     torch.manual_seed(1)
@@ -60,11 +85,15 @@ def make_dynamics(num_actions: int = ACTIONS, **changes: Any) -> TokenDynamics:
         "frame_cnn": SMALL_CNN,
     } | changes
     dynamics = TokenDynamics(SIZE, num_actions, FRAMES, 4, CODES, **options)
-    # The reward head starts at zero, which would hide what it depends on.
+    randomize_rewards(dynamics)
+    return dynamics
+
+
+def randomize_rewards(dynamics: BaseDynamics) -> None:
+    """The reward head starts at zero, which would hide what it depends on."""
     last = dynamics.network.reward_head[-1]
     assert isinstance(last, nn.Linear)
     nn.init.normal_(last.weight)
-    return dynamics
 
 
 def make_actor_critic(num_actions: int = ACTIONS, **changes: Any) -> ActorCritic:
@@ -79,25 +108,41 @@ def make_actor_critic(num_actions: int = ACTIONS, **changes: Any) -> ActorCritic
     return actor_critic
 
 
-def make_world_model(tokenizer: Tokenizer | None = None, dynamics: TokenDynamics | None = None) -> TokenWorldModel:
+def make_matching_dynamics(tokenizer: Tokenizer, num_actions: int = ACTIONS) -> BaseDynamics:
+    """Dynamics for the kind of a tokenizer's tokens."""
+    return make_dynamics(num_actions) if tokenizer.context_frames else make_frame_dynamics(num_actions)
+
+
+def make_world_model(tokenizer: Tokenizer | None = None, dynamics: BaseDynamics | None = None) -> TokenWorldModel:
     """A token world model."""
-    return TokenWorldModel(tokenizer or make_tokenizer(), dynamics or make_dynamics(), SIZE, CONTEXT)
+    tokenizer = tokenizer or make_tokenizer()
+    return TokenWorldModel(tokenizer, dynamics or make_matching_dynamics(tokenizer), SIZE, CONTEXT)
+
+
+WORLD_MODELS: dict[str, Callable[[], TokenWorldModel]] = {
+    "transformer": make_world_model,
+    "cnn": lambda: make_world_model(make_cnn_tokenizer()),
+    "iris": lambda: make_world_model(make_frame_tokenizer()),
+}
 
 
 def make_system(
     tokenizer: Tokenizer | None = None,
-    dynamics: TokenDynamics | None = None,
+    dynamics: BaseDynamics | None = None,
     actor_critic: ActorCritic | None = None,
     *,
     num_actions: int = ACTIONS,
-    schedule: DeltaIrisSchedule | None = None,
+    schedule: TokenSchedule | None = None,
     **options: Any,
-) -> DeltaIris:
-    """A Δ-IRIS system of given modules."""
-    tokenizer = tokenizer or make_tokenizer(num_actions)
-    dynamics = dynamics or make_dynamics(num_actions)
+) -> TokenSystem:
+    """A system of given modules: Δ-IRIS, or IRIS if tokenizer or dynamics are IRIS's."""
+    if tokenizer is None:
+        of_frames = dynamics is not None and not dynamics.context_frames
+        tokenizer = make_frame_tokenizer(num_actions) if of_frames else make_tokenizer(num_actions)
+    dynamics = dynamics or make_matching_dynamics(tokenizer, num_actions)
     actor_critic = actor_critic or make_actor_critic(num_actions)
-    return DeltaIris(
+    system = DeltaIris if tokenizer.context_frames else Iris
+    return system(
         SIZE,
         num_actions,
         lambda frame_size, num_actions, segment_length: tokenizer,
@@ -109,10 +154,10 @@ def make_system(
     )
 
 
-def make_schedule(collection: CollectionSchedule | None = None, **changes: Any) -> DeltaIrisSchedule:
+def make_schedule(collection: CollectionSchedule | None = None, **changes: Any) -> TokenSchedule:
     """The same schedule for all phases."""
     phase = PhaseSchedule(**({"steps": 5, "batch_size": 6} | changes))
-    return DeltaIrisSchedule(collection or CollectionSchedule(), phase, phase, phase)
+    return TokenSchedule(collection or CollectionSchedule(), phase, phase, phase)
 
 
 def make_segment(batch: int = 3, frames: int = FRAMES, *, padded: bool = False, seed: int = 0) -> SegmentBatch:

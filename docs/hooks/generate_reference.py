@@ -30,7 +30,7 @@ MARKER = re.compile(r"<!-- generated: (\w+) (\S+) -->")
 PASSED = {"frame_size", "num_actions", "max_frames", "max_blocks", "tokens_per_frame", "codebook_size", "input_shape"}
 """Arguments that a system passes to its modules."""
 
-OWN = {"TransformerTokenizer": {"tokens_per_frame"}, "CNNTokenizer": {"tokens_per_frame"}}
+OWN = {name: {"tokens_per_frame"} for name in ("TransformerTokenizer", "CNNTokenizer", "FrameTokenizer")}
 """Those of `PASSED` that are keys of a class nevertheless."""
 
 

@@ -20,9 +20,12 @@ if TYPE_CHECKING:
     from delta_iris.imagination.vector_env import ImaginedVectorEnv
     from delta_iris.pretrained import Agent, load_pretrained
     from delta_iris.training.systems.delta_iris import DeltaIris
+    from delta_iris.training.systems.iris import Iris
     from delta_iris.world_models.base import WorldModel
     from delta_iris.world_models.delta_iris.cnn_tokenizer import CNNTokenizer
     from delta_iris.world_models.delta_iris.transformer_tokenizer import TransformerTokenizer
+    from delta_iris.world_models.iris.frame_dynamics import FrameDynamics
+    from delta_iris.world_models.iris.frame_tokenizer import FrameTokenizer
     from delta_iris.world_models.tokens.dynamics import TokenDynamics
     from delta_iris.world_models.tokens.token_world_model import TokenWorldModel
 
@@ -31,8 +34,11 @@ __all__ = [
     "Agent",
     "CNNTokenizer",
     "DeltaIris",
+    "FrameDynamics",
+    "FrameTokenizer",
     "ImaginedEnv",
     "ImaginedVectorEnv",
+    "Iris",
     "SegmentBatch",
     "TokenDynamics",
     "TokenWorldModel",
@@ -47,8 +53,11 @@ _HOMES = {
     "Agent": "pretrained",
     "CNNTokenizer": "world_models.delta_iris.cnn_tokenizer",
     "DeltaIris": "training.systems.delta_iris",
+    "FrameDynamics": "world_models.iris.frame_dynamics",
+    "FrameTokenizer": "world_models.iris.frame_tokenizer",
     "ImaginedEnv": "imagination.rollout",
     "ImaginedVectorEnv": "imagination.vector_env",
+    "Iris": "training.systems.iris",
     "SegmentBatch": "data.segment",
     "TokenDynamics": "world_models.tokens.dynamics",
     "TokenWorldModel": "world_models.tokens.token_world_model",

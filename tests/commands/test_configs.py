@@ -10,13 +10,16 @@ import pytest
 import yaml
 
 from delta_iris.commands.config_files import LINKED
-from delta_iris.training.systems import DeltaIris, ModelFree
+from delta_iris.training.systems import Iris, ModelFree
 from delta_iris.training.systems.building import count_parameters
+from delta_iris.training.systems.token_system import TokenSystem
 from delta_iris.world_models.delta_iris import CNNTokenizer, TransformerTokenizer
 from tests.commands.config_helpers import CONFIGS, ROOT, build_on_meta, parse_fit, stack
 
 NAMES = sorted(path.name for path in CONFIGS.glob("*.yaml"))
 FILES = sorted(CONFIGS.rglob("*.yaml"))
+BELOW = {"iris_16.yaml": "iris.yaml"}
+"""What a stacked configuration needs below it, if not crafter.yaml."""
 
 
 def read(path: Path) -> Any:
@@ -39,14 +42,14 @@ def is_stacked(name: str) -> bool:
 
 @pytest.fixture(scope="module")
 def parsed() -> dict[str, dict[str, Any]]:
-    """What each configuration amounts to; a configuration that needs one below it is stacked on crafter.yaml."""
-    below = {name: ["crafter.yaml"] if is_stacked(name) else [] for name in NAMES}
+    """What each configuration amounts to; one that needs another below it is stacked on it."""
+    below = {name: [BELOW.get(name, "crafter.yaml")] if is_stacked(name) else [] for name in NAMES}
     return {name: parse_fit(*stack(*below[name], name)) for name in NAMES}
 
 
-def build(values: dict[str, Any]) -> DeltaIris:
+def build(values: dict[str, Any]) -> TokenSystem:
     system = build_on_meta(values)
-    assert isinstance(system, DeltaIris)
+    assert isinstance(system, TokenSystem)
     return system
 
 
@@ -62,7 +65,8 @@ def test_each_configuration_builds_a_system(parsed: dict[str, dict[str, Any]], n
     system = build_on_meta(values)
     assert count_parameters(system) > 0
     assert all(parameter.is_meta for parameter in system.parameters())
-    assert isinstance(system, ModelFree if name == "model_free.yaml" else DeltaIris)
+    assert isinstance(system, ModelFree if name == "model_free.yaml" else TokenSystem)
+    assert isinstance(system, Iris) == name.startswith("iris")
     lines = system.describe(values["trainer"]["max_epochs"])
     assert "M" in lines["parameters"]
     if not is_stacked(name):
@@ -96,6 +100,25 @@ def test_crafter_cnn_is_the_lean_agent(parsed: dict[str, dict[str, Any]]) -> Non
     frames = system.schedule.collection.frames_until(epochs)
     assert frames == 10_000_000
     assert system.imagined_until(epochs) / frames == 64.5
+
+
+@pytest.mark.parametrize(("name", "tokens", "millions"), [("iris.yaml", 64, 44.6), ("iris_16.yaml", 16, 46.3)])
+def test_iris_has_the_size_of_the_published_crafter_runs(
+    parsed: dict[str, dict[str, Any]], name: str, tokens: int, millions: float
+) -> None:
+    """48M and 50M parameters, 3M to 4M of which are IRIS's own actor-critic."""
+    system = build(parsed[name])
+    assert system.tokenizer.tokens_per_frame == tokens
+    world_model = count_parameters(system.tokenizer) + count_parameters(system.dynamics)
+    assert world_model == pytest.approx(millions * 1e6, rel=0.002)
+    assert system.phases[0].sampling.length == 1
+    # Only the world model differs from Δ-IRIS.
+    other = parsed["crafter.yaml"]["model"]["init_args"]
+    init_args = parsed[name]["model"]["init_args"]
+    assert init_args["actor_critic"] == other["actor_critic"]
+    assert init_args["schedule"]["collection"] == other["schedule"]["collection"]
+    frames = system.schedule.collection.frames_until(1000)
+    assert system.imagined_until(1000) / frames == 24
 
 
 @pytest.mark.parametrize("base", ["crafter.yaml", "crafter_cnn.yaml"])

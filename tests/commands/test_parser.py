@@ -14,18 +14,36 @@ from delta_iris.nn.transformer import TransformerConfig
 from delta_iris.training import callbacks
 from delta_iris.training.datamodule import ReplayDataModule
 from delta_iris.training.schedule import CollectionSchedule, PhaseSchedule
-from delta_iris.training.systems import DeltaIris, ModelFree
+from delta_iris.training.systems import DeltaIris, Iris, ModelFree
 from delta_iris.world_models.delta_iris import CNNTokenizer, TransformerTokenizer
+from delta_iris.world_models.iris import FrameDynamics, FrameTokenizer
+from delta_iris.world_models.iris.autoencoder import AutoencoderConfig
+from delta_iris.world_models.iris.frame_tokenizer import FrameLossWeights
+from delta_iris.world_models.iris.gradient_quantizer import GradientCodebookConfig
 from delta_iris.world_models.tokens.dynamics import TokenDynamics
 from delta_iris.world_models.tokens.quantizer import CodebookConfig
 from delta_iris.world_models.tokens.tokenizer import ReconstructionLossWeights
 from tests.commands.config_helpers import ParsedCommand, stack
 
-MODULES = [DeltaIris, ModelFree, TransformerTokenizer, CNNTokenizer, TokenDynamics, ActorCritic, ReplayDataModule]
+MODULES = [
+    DeltaIris,
+    Iris,
+    ModelFree,
+    TransformerTokenizer,
+    CNNTokenizer,
+    FrameTokenizer,
+    TokenDynamics,
+    FrameDynamics,
+    ActorCritic,
+    ReplayDataModule,
+]
 GROUPS = [
+    AutoencoderConfig,
     CNNConfig,
     CodebookConfig,
     CollectionSchedule,
+    FrameLossWeights,
+    GradientCodebookConfig,
     ReconstructionLossWeights,
     OptimizerConfig,
     PhaseSchedule,

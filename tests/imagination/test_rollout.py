@@ -7,15 +7,16 @@ import torch
 from torch import Tensor
 
 from delta_iris.actor_critic.module import ActorCritic
-from delta_iris.data.segment import SegmentBatch, to_float
+from delta_iris.data.segment import SegmentBatch
 from delta_iris.imagination.rollout import ImaginedEnv, TensorEnv, rollout
 from delta_iris.world_models.tokens.token_world_model import TokenWorldModel
-from tests.helpers import ACTIONS, CONTEXT, make_cnn_tokenizer, make_segment, make_tokenizer, make_world_model
+from tests.helpers import ACTIONS, CONTEXT, WORLD_MODELS, make_segment, make_world_model
 
 
-@pytest.fixture(params=[make_tokenizer, make_cnn_tokenizer], ids=["transformer", "cnn"])
+@pytest.fixture(params=WORLD_MODELS.values(), ids=list(WORLD_MODELS))
 def model(request: pytest.FixtureRequest) -> TokenWorldModel:
-    return make_world_model(request.param())
+    made: TokenWorldModel = request.param()
+    return made
 
 
 @pytest.fixture
@@ -31,7 +32,8 @@ def test_a_rollout_is_what_the_actor_critic_trains_on(
     torch.manual_seed(0)
     imagined = rollout(ImaginedEnv(model), actor_critic, start)
     assert imagined.inputs.shape == (3, CONTEXT + actor_critic.horizon, *start.frames.shape[2:])
-    torch.testing.assert_close(imagined.inputs[:, :CONTEXT], to_float(start.frames))
+    _, inputs = model.observe(model.initial_state(3), start)
+    assert torch.equal(imagined.inputs[:, :CONTEXT], inputs)
     assert torch.equal(imagined.burn_in_mask, start.mask[:, :-1])
     assert not imagined.inputs.requires_grad
     assert 0 <= float(imagined.inputs.min()) <= float(imagined.inputs.max()) <= 1

@@ -15,36 +15,63 @@ import pytest
 from PIL import Image
 
 from delta_iris.envs.make import make_env
+from delta_iris.pretrained import load_pretrained
 
-CONFIG = "quickstart.yaml"
 BEST = float(make_env("delta_iris/Catch-v0").unwrapped.best_return)  # type: ignore[attr-defined]
-RUN = Path("lightning_logs") / "quickstart" / "version_0"
+RANDOM = BEST / 4
+RUNS = Path("lightning_logs")
+RUN = RUNS / "quickstart" / "version_0"
 
 
-def train_and_test(folder: Path, *options: object) -> tuple[float, str]:
+def run(folder: Path, *arguments: object) -> str:
+    """Run a command in `folder` and return what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "delta_iris", *map(str, arguments)],
+        cwd=folder,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=1500,
+        start_new_session=True,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def train_and_test(folder: Path, *options: object, name: str = "quickstart") -> tuple[float, str]:
     """Train in `folder` and test.
+
+    Args:
+        folder: for the run.
+        options: of `fit`.
+        name: of the configuration.
 
     Returns:
         the mean return of 200 test episodes, and what training printed.
     """
-    trained = ("--config", RUN / "config.yaml", "--ckpt_path", RUN / "checkpoints" / "last.ckpt")
-    printed = []
-    for arguments in (("fit", "--config", CONFIG, *options), ("test", *trained)):
-        done = subprocess.run(
-            [sys.executable, "-m", "delta_iris", *map(str, arguments)],
-            cwd=folder,
-            env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=1500,
-            start_new_session=True,
-        )
-        assert done.returncode == 0, done.stdout
-        printed.append(done.stdout)
-    result = json.loads((folder / RUN / "evaluation" / "last.json").read_text())
+    found = RUNS / name / "version_0"
+    printed = run(folder, "fit", "--config", f"{name}.yaml", *options)
+    run(folder, "test", "--config", found / "config.yaml", "--ckpt_path", found / "checkpoints" / "last.ckpt")
+    result = json.loads((folder / found / "evaluation" / "last.json").read_text())
     assert result["episodes"] == 200
-    return float(result["return_mean"]), printed[0]
+    return float(result["return_mean"]), printed
+
+
+def test_iris_learns_in_a_shortened_first_epoch_and_its_agent_can_be_exported(tmp_path: Path) -> None:
+    schedule = {"tokenizer.first_epoch_steps": 200, "dynamics.first_epoch_steps": 500}
+    schedule |= {"actor_critic.steps": 80, "actor_critic.batch_size": 64}
+    options = [f"--model.schedule.{name}={number}" for name, number in schedule.items()]
+    options.append("--model.tokenizer.optimizer.lr_decay_steps=200")
+    reached, _ = train_and_test(tmp_path, "--trainer.max_epochs=1", *options, name="iris_quickstart")
+    # The mean of 200 episodes of random actions is below 1.75 in 99.9 % of all cases.
+    assert reached > 2 * RANDOM
+    checkpoint = RUNS / "iris_quickstart" / "version_0" / "checkpoints" / "last.ckpt"
+    run(tmp_path, "export", checkpoint, "agent")
+    agent, env = load_pretrained(tmp_path / "agent"), make_env("delta_iris/Catch-v0", pixels=2)
+    frame, _ = env.reset(seed=0)
+    assert agent.act(frame) in range(3)
+    assert "mean squared error of imagined frames" in run(tmp_path, "dream", "agent")
 
 
 @pytest.mark.slow
@@ -57,6 +84,11 @@ def test_the_quickstart_reaches_nine_tenths_of_the_best_return(tmp_path: Path, s
     for name in ("agent.gif", "imagination.gif"):
         with Image.open(tmp_path / RUN / name) as animation:
             assert getattr(animation, "n_frames", 1) > 1
+
+
+@pytest.mark.slow
+def test_iris_is_far_better_than_random_at_the_end(tmp_path: Path) -> None:
+    assert train_and_test(tmp_path, name="iris_quickstart")[0] > 2 * RANDOM
 
 
 @pytest.mark.slow

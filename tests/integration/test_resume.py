@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from delta_iris.training.callbacks import PhaseCallback
 from delta_iris.training.datamodule import ReplayDataModule
 from delta_iris.training.loop import CollectTrainLoop, install_loops
 from delta_iris.training.schedule import CollectionSchedule
-from delta_iris.training.systems.delta_iris import DeltaIris
-from tests.helpers import make_actor_critic, make_schedule, make_system, make_tokenizer
+from delta_iris.training.systems.token_system import TokenSystem
+from delta_iris.world_models.tokens.tokenizer import Tokenizer
+from tests.helpers import make_actor_critic, make_frame_tokenizer, make_schedule, make_system, make_tokenizer
 
 
 class LossRecorder(PhaseCallback):
@@ -33,7 +35,7 @@ class LossRecorder(PhaseCallback):
         system: what was trained.
     """
 
-    system: DeltaIris
+    system: TokenSystem
 
     def __init__(self, stop_after: int | None, by_lightning: bool) -> None:
         self.losses: list[tuple[str, float]] = []
@@ -58,6 +60,7 @@ def train(
     stop_after: int | None = None,
     learning_rate: float = 3e-4,
     by_lightning: bool = False,
+    make: Callable[..., Tokenizer] = make_tokenizer,
     **options: Any,
 ) -> LossRecorder:
     """Train on Crafter; only the first epoch collects, because episodes in progress are lost at a resume."""
@@ -89,7 +92,7 @@ def train(
     torch.manual_seed(7)
     optimizer = OptimizerConfig(learning_rate=learning_rate)
     system = make_system(
-        make_tokenizer(num_actions=17, optimizer=optimizer),
+        make(num_actions=17, optimizer=optimizer),
         actor_critic=make_actor_critic(num_actions=17, update_epochs=2, num_minibatches=3),
         num_actions=17,
         schedule=make_schedule(CollectionSchedule(240, 240, last_epoch=1), steps=5, batch_size=3),
@@ -118,7 +121,7 @@ def test_samplers_draw_as_the_system_says(uninterrupted: LossRecorder) -> None:
     assert uninterrupted.sampling == expected
 
 
-def assert_same_weights(a: DeltaIris, b: DeltaIris) -> None:
+def assert_same_weights(a: TokenSystem, b: TokenSystem) -> None:
     first, second = a.state_dict(), b.state_dict()
     assert first.keys() == second.keys()
     for name, value in first.items():
@@ -142,6 +145,15 @@ def test_resume_within_a_phase_equals_never_stopping(
     second = train(tmp_path, 2, tmp_path / "checkpoints" / "interrupted.ckpt")
     assert first.losses + second.losses == uninterrupted.losses
     assert_same_weights(second.system, uninterrupted.system)
+
+
+def test_resume_within_a_phase_of_iris_equals_never_stopping(tmp_path: Path) -> None:
+    expected = train(tmp_path / "expected", 2, make=make_frame_tokenizer)
+    assert [name for name, _ in expected.losses] == [*["tokenizer"] * 5, *["dynamics"] * 5, *["actor_critic"] * 5] * 2
+    first = train(tmp_path, 2, stop_after=12, make=make_frame_tokenizer)
+    second = train(tmp_path, 2, tmp_path / "checkpoints" / "interrupted.ckpt", make=make_frame_tokenizer)
+    assert first.losses + second.losses == expected.losses
+    assert_same_weights(second.system, expected.system)
 
 
 def test_validation_does_not_change_training(

@@ -26,7 +26,7 @@ from delta_iris.actor_critic.module import ActorCritic
 from delta_iris.nn.loss import LossOutput
 from delta_iris.nn.optim import make_optimizer, mask_step
 from delta_iris.training.strategy import DeltaDDPStrategy
-from delta_iris.world_models.tokens.dynamics import TokenDynamics
+from delta_iris.world_models.tokens.base_dynamics import BaseDynamics
 from delta_iris.world_models.tokens.tokenizer import Tokenizer
 from tests.helpers import (
     ACTIONS,
@@ -34,6 +34,8 @@ from tests.helpers import (
     SIZE,
     make_actor_critic,
     make_dynamics,
+    make_frame_dynamics,
+    make_frame_tokenizer,
     make_schedule,
     make_segment,
     make_system,
@@ -50,9 +52,13 @@ def make_case(name: str) -> tuple[L.LightningModule, Any]:
     segment.mask[0, :5] = False
     if name == "tokenizer":
         return make_tokenizer(), segment
+    if name == "tokenizer, of frames":
+        return make_frame_tokenizer(), segment
     generator = torch.Generator().manual_seed(1)
     if name == "dynamics":
         return make_dynamics(), (segment, torch.randint(0, CODES, (BATCH, 8, 4), generator=generator))
+    if name == "dynamics, of frames":
+        return make_frame_dynamics(), (segment, torch.randint(0, CODES, (BATCH, 9, 4), generator=generator))
     actor_critic = make_actor_critic(update_epochs=2 if name == "actor_critic, second epoch" else 1)
     burn_in, horizon = actor_critic.burn_in, actor_critic.horizon
     frames = torch.rand(BATCH, burn_in + horizon + 1, 3, *SIZE, generator=generator)
@@ -75,7 +81,7 @@ def compute_step(
     """Return the gradients and buffers of a module after one step of the system; on a GPU, as a CUDA graph."""
     system = make_system(
         module if isinstance(module, Tokenizer) else None,
-        module if isinstance(module, TokenDynamics) else None,
+        module if isinstance(module, BaseDynamics) else None,
         module if isinstance(module, ActorCritic) else None,
         schedule=make_schedule(micro_batch_size=micro_batch_size),
     )
@@ -123,7 +129,7 @@ def save_skipped_step(rank: int, path: str, name: str, gradients: bool) -> None:
     module, batch = make_case(name)
     system = make_system(
         module if isinstance(module, Tokenizer) else None,
-        module if isinstance(module, TokenDynamics) else None,
+        module if isinstance(module, BaseDynamics) else None,
         module if isinstance(module, ActorCritic) else None,
     )
     system.manual_backward = torch.Tensor.backward  # type: ignore[method-assign]
@@ -185,7 +191,9 @@ def run_two(path: Path, backend: str, function: Callable[..., None], *args: Any)
 CASES = [
     ("tokenizer", None),
     ("tokenizer", 1),
+    ("tokenizer, of frames", 1),
     ("dynamics", 1),
+    ("dynamics, of frames", None),
     ("actor_critic", None),
     ("actor_critic, second epoch", 1),
 ]
@@ -202,8 +210,10 @@ def test_gradients_and_codebook_equal_those_of_one_process(
     assert any(value.abs().sum() > 0 for value in expected.values())
     for key, value in expected.items():
         assert torch.equal(ranks[0][key], ranks[1][key]), key
-        # float32 sums in another order; gradients here are at most around one.
-        torch.testing.assert_close(ranks[0][key], value, atol=2e-6, rtol=1e-4, msg=key)
+        # float32 sums in another order; gradients here are at most around one. Those of IRIS's deep CNN differ by 4e-6
+        # from what float64 gives.
+        atol = 1e-5 if name == "tokenizer, of frames" else 2e-6
+        torch.testing.assert_close(ranks[0][key], value, atol=atol, rtol=1e-4, msg=key)
 
 
 @pytest.mark.parametrize(("name", "gradients"), [*((name, False) for name in PHASES), ("tokenizer", True)])

@@ -14,23 +14,32 @@ from delta_iris.actor_critic.batch import ActorCriticBatch
 from delta_iris.data.segment import SegmentBatch, to_float
 from delta_iris.nn.optim import make_optimizer, mask_step
 from delta_iris.nn.transformer import TransformerConfig
-from delta_iris.training.systems.delta_iris import DeltaIris
-from delta_iris.world_models.tokens.quantizer import MIN_UPDATES
+from delta_iris.training.systems.token_system import TokenSystem
+from delta_iris.world_models.tokens.quantizer import MIN_UPDATES, VectorQuantizer
 from delta_iris.world_models.tokens.tokenizer import Tokenizer
 from tests import helpers
-from tests.helpers import FRAMES, make_cnn_tokenizer, make_dynamics, make_schedule, make_segment, make_tokenizer
+from tests.helpers import (
+    FRAMES,
+    make_cnn_tokenizer,
+    make_dynamics,
+    make_frame_tokenizer,
+    make_schedule,
+    make_segment,
+    make_tokenizer,
+)
 
 BATCH = 6
 PHASES = ["tokenizer", "dynamics", "actor_critic"]
-TOKENIZERS = ["transformer", "cnn", "cnn with motion"]
+TOKENIZERS = ["transformer", "cnn", "cnn with motion", "frames"]
 
 
 def make_system(
     tokenizer: Tokenizer | None = None, device: str = "cpu", micro_batch_size: int | None = None, **dynamics: Any
-) -> DeltaIris:
+) -> TokenSystem:
     """Return a system whose steps run without a Trainer."""
     schedule = make_schedule(micro_batch_size=micro_batch_size)
-    system = helpers.make_system(tokenizer, make_dynamics(**dynamics), schedule=schedule).to(device)
+    made = None if tokenizer is not None and not tokenizer.context_frames else make_dynamics(**dynamics)
+    system = helpers.make_system(tokenizer, made, schedule=schedule).to(device)
     # Without a Trainer; its version would only scale the loss.
     system.manual_backward = Tensor.backward  # type: ignore[method-assign]
     return system
@@ -39,10 +48,12 @@ def make_system(
 def make_tokenizer_kind(kind: str) -> Tokenizer:
     if kind == "transformer":
         return make_tokenizer()
+    if kind == "frames":
+        return make_frame_tokenizer()
     return make_cnn_tokenizer(num_transforms=2 if kind == "cnn with motion" else 0)
 
 
-def make_phase_segment(system: DeltaIris, phase: str, device: str = "cpu") -> SegmentBatch:
+def make_phase_segment(system: TokenSystem, phase: str, device: str = "cpu") -> SegmentBatch:
     """Return segments as the sampler of a phase draws them: imagination starts from real frames."""
     segment = make_segment(BATCH, padded=True)
     segment.mask[1] = True
@@ -51,12 +62,12 @@ def make_phase_segment(system: DeltaIris, phase: str, device: str = "cpu") -> Se
     return SegmentBatch(*(field.to(device) for field in segment))
 
 
-def step(system: DeltaIris, segment: SegmentBatch) -> dict[str, Tensor]:
+def step(system: TokenSystem, segment: SegmentBatch) -> dict[str, Tensor]:
     """Compute the gradients of the present phase; return the metrics."""
     return system.forward_backward(system.phase, system.phase.prepare(segment))
 
 
-def gradients(system: DeltaIris) -> dict[str, Tensor]:
+def gradients(system: TokenSystem) -> dict[str, Tensor]:
     module = system.phase.module
     return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
 
@@ -88,10 +99,12 @@ def test_micro_batches_compute_the_same_as_the_whole_batch(phase: str, update_ep
 
 def test_code_resets_are_restricted_once_the_dynamics_learn_the_codes() -> None:
     system = make_system()
-    system.tokenizer.quantizer.num_updates.fill_(MIN_UPDATES)
+    quantizer = system.tokenizer.quantizer
+    assert isinstance(quantizer, VectorQuantizer)
+    quantizer.num_updates.fill_(MIN_UPDATES)
     for phase, threshold in (("tokenizer", 0.1), ("dynamics", 0.001), ("tokenizer", 0.001)):
         system.start_phase(PHASES.index(phase))
-        assert float(system.tokenizer.quantizer.reset_threshold) == pytest.approx(threshold)
+        assert float(quantizer.reset_threshold) == pytest.approx(threshold)
 
 
 @pytest.mark.parametrize("phase", PHASES)
@@ -112,7 +125,9 @@ def test_every_region_traces_without_breaks_and_computes_the_same(phase: str, ki
     for plain, compiled in zip(*results, strict=True):
         assert plain.keys() == compiled.keys()
         for name, value in plain.items():
-            torch.testing.assert_close(compiled[name], value, atol=2e-6, rtol=1e-4, msg=name)
+            # Compiled group norms sum in another order, in each of the many layers of IRIS's CNN.
+            atol = 5e-5 if kind == "frames" else 2e-6
+            torch.testing.assert_close(compiled[name], value, atol=atol, rtol=1e-4, msg=name)
 
 
 def test_dynamics_with_dropout_compile_for_training_and_for_steps() -> None:
@@ -175,7 +190,7 @@ def test_a_step_on_frames_that_are_not_finite_changes_nothing(phase: str, device
 # --- on a GPU ---
 
 
-def run_steps(system: DeltaIris, phase: str, steps: int = 3, optimize: bool = False) -> list[dict[str, Tensor]]:
+def run_steps(system: TokenSystem, phase: str, steps: int = 3, optimize: bool = False) -> list[dict[str, Tensor]]:
     """Run a few steps, each on other segments.
 
     Args:

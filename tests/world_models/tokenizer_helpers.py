@@ -19,10 +19,10 @@ def encode_latents(tokenizer: Tokenizer, segment: SegmentBatch) -> Tensor:
 
 
 def decode(tokenizer: Tokenizer, segment: SegmentBatch, tokens: Tensor) -> Tensor:
-    """Frames 1 … T − 1 of a segment, decoded from given tokens."""
-    codes = tokenizer.quantizer.lookup(tokens)
-    frames = to_float(segment.frames)[:, :-1]
-    return tokenizer.decode(frames, segment.actions[:, :-1], codes, segment.transition_mask)
+    """The frames of a segment that have tokens, decoded from given ones."""
+    codes, number = tokenizer.quantizer.lookup(tokens), tokens.shape[1]
+    frames = to_float(segment.frames)[:, :number]
+    return tokenizer.decode(frames, segment.actions[:, :number], codes, tokenizer.token_mask(segment))
 
 
 def train_step(tokenizer: Tokenizer, segment: SegmentBatch, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

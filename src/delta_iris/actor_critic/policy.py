@@ -22,13 +22,18 @@ class FramePolicy:
     Args:
         actor_critic: sees frames (3, H, W).
         graph_pool: memory pool of CUDA graphs, to launch each action as one graph; None to run it eagerly.
+        perceive: turns real frames (B, T, 3, H, W), floats in [0, 1], into those that the actor-critic sees; None where
+            it sees them as they are.
     """
 
-    def __init__(self, actor_critic: ActorCritic, graph_pool: Any = None) -> None:
+    def __init__(
+        self, actor_critic: ActorCritic, graph_pool: Any = None, perceive: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
         self.actor_critic, self.burn_in = actor_critic, actor_critic.burn_in
-        self._act: Callable[[Tensor, Memory], tuple[Tensor, Memory]] = actor_critic.act
+        self.perceive = perceive or (lambda frames: frames)
+        self._launch: Callable[[Tensor, Memory], tuple[Tensor, Memory]] = self._perceive_and_act
         if graph_pool is not None:
-            self._act = CudaGraphed(actor_critic.act, list, graph_pool)
+            self._launch = CudaGraphed(self._perceive_and_act, list, graph_pool)
 
     @property
     def device(self) -> torch.device:
@@ -41,7 +46,7 @@ class FramePolicy:
 
     def observe(self, segment: SegmentBatch) -> Memory:
         """The memory after the frames of a segment, which may begin with padding."""
-        return self.actor_critic.network.burn_in(to_float(segment.frames), segment.mask)
+        return self.actor_critic.network.burn_in(self.perceive(to_float(segment.frames)), segment.mask)
 
     def act(self, frames: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         """Sample an action for each frame.
@@ -53,9 +58,12 @@ class FramePolicy:
         Returns:
             actions (B,) int64, and the memory after them.
         """
-        return self._act(frames, memory)
+        return self._launch(frames, memory)
 
     def reset_where(self, memory: Memory, ended: Tensor) -> Memory:
         """Clear the memory of the episodes that `ended` (B,) bool."""
         keep = (~ended).view(1, -1, 1)
         return memory[0] * keep, memory[1] * keep
+
+    def _perceive_and_act(self, frames: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        return self.actor_critic.act(self.perceive(frames.unsqueeze(1)).squeeze(1), memory)

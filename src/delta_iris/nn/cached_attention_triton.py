@@ -50,6 +50,7 @@ def cached_attention_triton(qkv: Tensor, cache: KVCache, layer: int) -> Tensor:
         DIM=dim,
         BLOCK=cache.block_size,
         CAUSAL=cache.attention == "causal",
+        ON_DEVICE=isinstance(cache.position, Tensor),
         ROWS=rows,
         COLUMNS=64 if length > 16 else 32,
         # On tensor cores, float32 products would be rounded to TF32.
@@ -96,11 +97,14 @@ def _cached_attention_kernel(  # type: ignore[no-untyped-def]
     DIM: tl.constexpr,
     BLOCK: tl.constexpr,
     CAUSAL: tl.constexpr,
+    ON_DEVICE: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Attend with ROWS queries of one head; each program writes the keys and values of its own rows to the cache."""
+    if ON_DEVICE:
+        position = tl.load(position).to(tl.int32)
     batch, head = tl.program_id(0) // heads, tl.program_id(0) % heads
     rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     columns, dims = tl.arange(0, COLUMNS), tl.arange(0, DIM)

@@ -11,7 +11,16 @@ from torch.nn import functional as F
 
 from delta_iris.acceleration.compile import compile_region
 
-__all__ = ["CNNConfig", "CNNDecoder", "CNNEncoder", "FrameEncoder", "MLPEncoder", "ResidualBlock"]
+__all__ = [
+    "CNNConfig",
+    "CNNDecoder",
+    "CNNEncoder",
+    "FrameEncoder",
+    "MLPEncoder",
+    "ResidualBlock",
+    "Upsample",
+    "group_norm",
+]
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,8 @@ class _GroupNorm(nn.GroupNorm):
         return pixels * factor[:, :, None, None] + (self.bias - mean * factor)[:, :, None, None]
 
 
-def _group_norm(channels: int) -> nn.GroupNorm:
+def group_norm(channels: int) -> nn.GroupNorm:
+    """A group norm of `channels` channels in 32 groups, or in as many as divide both numbers."""
     return _GroupNorm(math.gcd(32, channels), channels)
 
 
@@ -65,13 +75,14 @@ class _InputConv(nn.Conv2d):
         return F.conv2d(F.pad(x, padding), F.pad(self.weight, padding), self.bias, padding=1)
 
 
-class _Upsample(nn.Module):
+class Upsample(nn.Module):
     """Doubles the resolution by nearest-neighbour interpolation.
 
     Inductor compiles `nn.Upsample` to code whose backward pass gathers the gradient by index, which is slow.
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        """Double the sides of feature maps (B, channels, H, W)."""
         batch, channels, height, width = x.shape
         pixels = x.permute(0, 2, 3, 1)[:, :, None, :, None].expand(-1, -1, 2, -1, 2, -1)
         return pixels.reshape(batch, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
@@ -90,10 +101,10 @@ class ResidualBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            _group_norm(in_channels),
+            group_norm(in_channels),
             nn.SiLU(),
             nn.Conv2d(in_channels, out_channels, 3, padding=1),
-            _group_norm(out_channels),
+            group_norm(out_channels),
             nn.SiLU(),
             nn.Conv2d(out_channels, out_channels, 3, padding=1),
         )
@@ -134,7 +145,7 @@ class CNNEncoder(nn.Module):
                 channels = config.base_channels * multiplier
             if number in config.downsample_after:
                 layers.append(nn.Conv2d(channels, channels, 2, stride=2))
-        layers += [_group_norm(channels), nn.SiLU(), nn.Conv2d(channels, config.latent_channels, 3, padding=1)]
+        layers += [group_norm(channels), nn.SiLU(), nn.Conv2d(channels, config.latent_channels, 3, padding=1)]
         self.layers = nn.Sequential(*layers)
         factor = 2 ** len(config.downsample_after)
         self.latent_shape = (config.latent_channels, frame_size[0] // factor, frame_size[1] // factor)
@@ -182,11 +193,11 @@ class CNNDecoder(nn.Module):
         layers: list[nn.Module] = [nn.Conv2d(in_channels, widths[-1], 3, padding=1)]
         for number in range(len(config.channel_mults), -1, -1):
             if number in config.downsample_after:
-                layers.append(_Upsample())
+                layers.append(Upsample())
                 layers.append(nn.Conv2d(widths[number], widths[number], 3, padding=1))
             if number > 0:
                 layers.append(ResidualBlock(widths[number], widths[number - 1]))
-        layers += [_group_norm(widths[0]), nn.SiLU(), nn.Conv2d(widths[0], out_channels, 3, padding=1)]
+        layers += [group_norm(widths[0]), nn.SiLU(), nn.Conv2d(widths[0], out_channels, 3, padding=1)]
         self.layers = nn.Sequential(*layers)
 
     @compile_region()

@@ -27,13 +27,17 @@ class KVCache:
         block_size: number of tokens in a block.
         attention: `"block_causal"` or `"causal"`; see `delta_iris.nn.transformer.block_mask`.
         dtype: dtype of keys and values.
+        device_position: whether the position is kept on the device, so that a CUDA graph of a few steps can be launched
+            at any position.
 
     Attributes:
         tokens: capacity in tokens.
         keys: (layers, B, H, tokens, Dh).
         values: (layers, B, H, tokens, Dh).
-        position: number of tokens written so far.
+        position: number of tokens written so far, an int or a () int64 tensor.
     """
+
+    position: int | Tensor
 
     def __init__(
         self,
@@ -44,6 +48,7 @@ class KVCache:
         block_size: int,
         attention: AttentionKind,
         dtype: torch.dtype,
+        device_position: bool = False,
     ) -> None:
         self.valid, self.block_size = valid, block_size
         self.attention: AttentionKind = attention
@@ -51,8 +56,21 @@ class KVCache:
         self.tokens = -(-valid.shape[1] * block_size // 16) * 16
         self.keys = torch.zeros(layers, len(valid), heads, self.tokens, dim, device=valid.device, dtype=dtype)
         self.values = torch.zeros_like(self.keys)
-        self.position = 0
+        self.position = torch.tensor(0, device=valid.device) if device_position else 0
 
-    def next(self, number: int) -> slice:
-        """Return the sequence positions of the next `number` tokens."""
+    def next(self, number: int) -> slice | Tensor:
+        """Return an index of the sequence positions of the next `number` tokens."""
+        if isinstance(self.position, Tensor):
+            return self.position + torch.arange(number, device=self.position.device)
         return slice(self.position, self.position + number)
+
+    def advance(self, number: int) -> None:
+        """Count `number` tokens as written."""
+        self.position += number  # in place, if it is a tensor
+
+    def rewind(self) -> None:
+        """Forget all tokens, in place."""
+        if isinstance(self.position, Tensor):
+            self.position.zero_()
+        else:
+            self.position = 0

@@ -101,7 +101,7 @@ def block_mask(
     block_size: int,
     *,
     attention: AttentionKind,
-    queries: slice | None = None,
+    queries: slice | Tensor | None = None,
     keys: int | None = None,
 ) -> Tensor:
     """Return the dense attention mask of a sequence of blocks of equal length.
@@ -114,7 +114,7 @@ def block_mask(
         block_size: number of tokens in a block.
         attention: which tokens of its own block a token attends to: all (`"block_causal"`), or itself and those before
             it (`"causal"`).
-        queries: sequence positions of the n queries; the whole sequence by default.
+        queries: index of the sequence positions of the n queries; the whole sequence by default.
         keys: number of keys; by default T · block_size, rounded up to a multiple of `KEY_MULTIPLE`. Keys beyond
             T · block_size are masked.
 
@@ -336,16 +336,19 @@ class Transformer(nn.Module):
         """Return whether the fused attention kernels are used, which require heads of these dimensions."""
         return is_compiling() and x.is_cuda and self.dim // self.heads in (16, 32, 64, 128)
 
-    def make_cache(self, valid: Tensor, block_size: int, attention: AttentionKind) -> KVCache:
+    def make_cache(
+        self, valid: Tensor, block_size: int, attention: AttentionKind, device_position: bool = False
+    ) -> KVCache:
         """Create an empty key-value cache.
 
         Args:
             valid: (B, T) booleans, false for blocks of padding, for B sequences of at most T blocks.
             block_size: number of tokens in a block.
             attention: `"block_causal"` or `"causal"`; see `block_mask`.
+            device_position: see `KVCache`.
         """
-        dtype = autocast_dtype(valid.device)
-        return KVCache(len(self.layers), self.heads, self.dim // self.heads, valid, block_size, attention, dtype)
+        sizes = len(self.layers), self.heads, self.dim // self.heads
+        return KVCache(*sizes, valid, block_size, attention, autocast_dtype(valid.device), device_position)
 
     def forward(self, x: Tensor, mask: Tensor | BlockMask, rotary: Tensor | None = None) -> Tensor:
         """Transform the tokens of a window.
@@ -389,5 +392,5 @@ class Transformer(nn.Module):
                 x = layer.attention_output(x, attended)
             else:
                 x, qkv = fused_layer_boundary(layer, layers[index + 1], x, attended)
-        cache.position += x.shape[1]
+        cache.advance(x.shape[1])
         return x

@@ -93,7 +93,7 @@ class RealGame:
         policy: Any = agent.system.make_policy()
         self.actor_critic: ActorCritic = policy.actor_critic
         # Other policies see what the world model makes of the frames.
-        self._sees_frames = self._world_model is None or isinstance(policy, FramePolicy)
+        self._perceive = policy.perceive if isinstance(policy, FramePolicy) else None
         self._frames: deque[Frame] = deque(maxlen=self._context)
         self._actions: deque[int] = deque(maxlen=self._context - 1)
         self._filtered: Any = None
@@ -113,7 +113,7 @@ class RealGame:
         self._actions.clear()
         self._tokens = 0, None
         self.step_count, self.reward, self.total, self.ended = 0, 0.0, 0.0, None
-        if not self._sees_frames:
+        if self._perceive is None:
             assert self._world_model is not None
             self._filtered = self._world_model.initial_state(1)
         self._see(np.asarray(frame), self.actor_critic.network.initial_memory(1))
@@ -163,8 +163,8 @@ class RealGame:
         self.frame = frame
         self._frames.append(frame)
         segment = self.segment(1)
-        if self._sees_frames:
-            inputs = to_float(segment.frames[:, 0])
+        if self._perceive is not None:
+            inputs = self._perceive(to_float(segment.frames))[:, 0]
         else:
             assert self._world_model is not None
             last_action = torch.tensor([self._actions[-1]]) if self._actions else None

@@ -254,6 +254,8 @@ class Learner(L.LightningModule):
             if isinstance(function, CudaGraphed):
                 function.reset()
         self._step_functions.clear()
+        for phase in self.phases:
+            phase.release_graphs()
 
     @cached_property
     def _graph_pool(self) -> Any:

@@ -95,6 +95,9 @@ class Phase:
         """Whether `prepare` does anything worth a CUDA graph."""
         return type(self).prepare is not Phase.prepare
 
+    def release_graphs(self) -> None:
+        """Free the CUDA graphs that the phase has captured itself; they are captured again when they are needed."""
+
     @property
     def batch_multiple(self) -> int:
         """Number of equal parts that each process's batch must be divisible into."""

@@ -22,7 +22,7 @@ from delta_iris.nn.optim import OptimizerConfig
 from delta_iris.training.loop import install_loops
 from delta_iris.training.phase import Phase
 from delta_iris.training.schedule import CollectionSchedule
-from delta_iris.training.systems.delta_iris import DeltaIris
+from delta_iris.training.systems.token_system import TokenSystem
 from tests.helpers import SIZE, make_actor_critic, make_schedule, make_system, make_tokenizer
 from tests.training.catch_helpers import make_catch_data, make_trainer
 
@@ -87,7 +87,7 @@ class Observer(L.Callback):
     def __init__(self, stop_after: int | None = None) -> None:
         self.stop_after = stop_after
         self.states: list[dict[str, Any]] = []
-        self.system: DeltaIris
+        self.system: TokenSystem
 
     def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
         self.states.append(

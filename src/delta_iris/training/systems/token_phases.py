@@ -9,14 +9,14 @@ from torch import Tensor
 from delta_iris.data.segment import SegmentBatch
 from delta_iris.training.phase import Phase, Sampling
 from delta_iris.training.schedule import PhaseSchedule
-from delta_iris.world_models.tokens.dynamics import TokenBatch, TokenDynamics
+from delta_iris.world_models.tokens.base_dynamics import BaseDynamics, TokenBatch
 from delta_iris.world_models.tokens.tokenizer import Tokenizer
 
 __all__ = ["DynamicsPhase", "TokenizerPhase"]
 
 
 class TokenizerPhase(Phase):
-    """Trains a tokenizer, and moves its codebook after each backward pass.
+    """Trains a tokenizer, and updates its codebook after each backward pass.
 
     Args:
         tokenizer: what is trained.
@@ -44,7 +44,7 @@ class DynamicsPhase(Phase):
     """
 
     def __init__(
-        self, dynamics: TokenDynamics, tokenizer: Tokenizer, sampling: Sampling, schedule: PhaseSchedule
+        self, dynamics: BaseDynamics, tokenizer: Tokenizer, sampling: Sampling, schedule: PhaseSchedule
     ) -> None:
         super().__init__("dynamics", "dynamics", dynamics, sampling, schedule)
         self._tokenizer = tokenizer

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from delta_iris.nn.cnn import CNNConfig, CNNDecoder, CNNEncoder, FrameEncoder
 from delta_iris.nn.optim import OptimizerConfig
 from delta_iris.world_models.delta_iris.motion_compensation import MotionCompensation, check_motion_arguments
-from delta_iris.world_models.tokens.quantizer import CodebookConfig
+from delta_iris.world_models.tokens.quantizer import CodebookConfig, VectorQuantizer
 from delta_iris.world_models.tokens.tokenizer import ReconstructionLossWeights, Tokenizer
 
 __all__ = ["CNNTokenizer", "token_grid"]
@@ -82,7 +82,7 @@ class CNNTokenizer(Tokenizer):
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
         loss_weights: ReconstructionLossWeights = ReconstructionLossWeights(),  # noqa: B008
     ) -> None:
-        super().__init__(tokens_per_frame, max_frames - 1, codebook, optimizer, loss_weights)
+        super().__init__(tokens_per_frame, max_frames - 1, VectorQuantizer(codebook), optimizer, loss_weights)
         check_motion_arguments(num_transforms, min_synthesis_weight)
         height, width = frame_size
         self.encoder = CNNEncoder(frame_size, 7, cnn)

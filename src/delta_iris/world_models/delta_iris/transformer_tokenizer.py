@@ -13,7 +13,7 @@ from delta_iris.world_models.delta_iris.decoder import Decoder, DecoderCache
 from delta_iris.world_models.delta_iris.encoder import Encoder
 from delta_iris.world_models.delta_iris.motion_compensation import check_motion_arguments
 from delta_iris.world_models.delta_iris.patches import pooled_grids
-from delta_iris.world_models.tokens.quantizer import CodebookConfig
+from delta_iris.world_models.tokens.quantizer import CodebookConfig, VectorQuantizer
 from delta_iris.world_models.tokens.tokenizer import ReconstructionLossWeights, Tokenizer
 
 __all__ = ["TransformerTokenizer"]
@@ -71,7 +71,7 @@ class TransformerTokenizer(Tokenizer):
         optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-4, warmup_steps=200),  # noqa: B008
         loss_weights: ReconstructionLossWeights = ReconstructionLossWeights(),  # noqa: B008
     ) -> None:
-        super().__init__(tokens_per_frame, max_frames - 1, codebook, optimizer, loss_weights)
+        super().__init__(tokens_per_frame, max_frames - 1, VectorQuantizer(codebook), optimizer, loss_weights)
         if len(encoder_layers) != len(decoder_layers):
             raise ValueError(
                 f"encoder_layers has {len(encoder_layers)} groups and decoder_layers {len(decoder_layers)}: "

@@ -1,7 +1,8 @@
-"""Vector quantization with factorized, l2-normalized codes and a moving-average codebook (paper §2.1)."""
+"""Vector quantization: the interface, and l2-normalized codes with a moving-average codebook (paper §2.1)."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from delta_iris.distributed import world_size
 from delta_iris.nn.statistics import code_entropy
 
-__all__ = ["CodebookConfig", "VectorQuantizer"]
+__all__ = ["CodebookConfig", "Quantizer", "VectorQuantizer"]
 
 MIN_UPDATES = 500
 """Updates after which code resets may be restricted; at the first threshold, finding a dead code takes 114."""
@@ -53,15 +54,73 @@ class CodebookConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 0 and below 1")
 
 
-class VectorQuantizer(nn.Module):
+class Quantizer(nn.Module, ABC):
+    """Replaces latents by the nearest of N codewords.
+
+    Attributes:
+        codebook_size: N.
+    """
+
+    codebook: Tensor
+    """(N, D) float32 codewords."""
+
+    def __init__(self, codebook_size: int) -> None:
+        super().__init__()
+        self.codebook_size = codebook_size
+
+    @abstractmethod
+    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Find the nearest codewords.
+
+        Args:
+            latents: (…, D).
+
+        Returns:
+            tokens (…) int64, and the latents (…, D) float32 in the space in which codewords are compared with them.
+        """
+
+    def lookup(self, tokens: Tensor) -> Tensor:
+        """Codewords (…, D) of tokens (…)."""
+        return F.embedding(tokens, self.codebook)
+
+    def straight_through(self, latents: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Codewords whose gradient passes to the latents, and the squared commitment error.
+
+        Args:
+            latents: (…, D) as `forward` returns them.
+            tokens: (…) the codewords chosen for them.
+
+        Returns:
+            both (…, D). Neither has a gradient with respect to the codebook.
+        """
+        codes = self.lookup(tokens).detach()
+        return latents + (codes - latents).detach(), (latents - codes).square()
+
+    @abstractmethod
+    def update(self, latents: Tensor, tokens: Tensor, mask: Tensor, skip: Tensor | None = None) -> dict[str, Tensor]:
+        """Update what is not learned by gradient, after the backward pass of a batch, and measure the codebook's use.
+
+        Args:
+            latents: (M, D) as `forward` returned them.
+            tokens: (M,) the codewords chosen for them.
+            mask: (M,) bool, false for padding.
+            skip: () bool, true to leave everything unchanged; the same on all processes. None stands for false.
+
+        Returns:
+            metrics, `codebook_entropy` (bits, of this batch) and `codes_used` (in this batch) among them.
+        """
+
+    def restrict_code_reset(self) -> None:
+        """From now on dynamics learn from the tokens: codewords should keep their meaning. By default nothing to do."""
+
+
+class VectorQuantizer(Quantizer):
     """A codebook learned by exponential moving average, with resets of dead codes (paper §2.1).
 
     Args:
         config: sizes, decays and thresholds.
     """
 
-    codebook: Tensor
-    """(N, D) float32 unit vectors."""
     usage: Tensor
     """(N,) running frequency of each codeword."""
     reset_threshold: Tensor
@@ -70,8 +129,7 @@ class VectorQuantizer(nn.Module):
     """() how often the codebook was updated."""
 
     def __init__(self, config: CodebookConfig) -> None:
-        super().__init__()
-        self.codebook_size = config.size
+        super().__init__(config.size)
         self.decay, self.usage_decay = config.decay, config.usage_decay
         self.late_reset_threshold = config.late_reset_threshold
         self.register_buffer("codebook", F.normalize(torch.randn(config.size, config.dim), dim=-1))
@@ -103,29 +161,12 @@ class VectorQuantizer(nn.Module):
             unit = F.normalize(latents.float(), dim=-1)
             return (unit @ self.codebook.T).argmax(-1), unit
 
-    def lookup(self, tokens: Tensor) -> Tensor:
-        """Codewords (…, D) of tokens (…)."""
-        return F.embedding(tokens, self.codebook)
-
-    def straight_through(self, unit: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Codewords whose gradient passes to the latents, and the squared commitment error.
-
-        Args:
-            unit: (…, D) latents on the unit sphere.
-            tokens: (…) the codewords chosen for them.
-
-        Returns:
-            both (…, D).
-        """
-        codes = self.lookup(tokens)
-        return unit + (codes - unit).detach(), (unit - codes).square()
-
     @torch.no_grad()
-    def update(self, unit: Tensor, tokens: Tensor, mask: Tensor, skip: Tensor | None = None) -> dict[str, Tensor]:
+    def update(self, latents: Tensor, tokens: Tensor, mask: Tensor, skip: Tensor | None = None) -> dict[str, Tensor]:
         """Move the codebook towards a batch. All processes hold the same codebook afterwards.
 
         Args:
-            unit: (M, D) latents on the unit sphere.
+            latents: (M, D) on the unit sphere.
             tokens: (M,) the codewords chosen for them.
             mask: (M,) bool, false for padding.
             skip: () bool, true to leave all buffers unchanged; the same on all processes. None stands for false.
@@ -133,8 +174,8 @@ class VectorQuantizer(nn.Module):
         Returns:
             `codebook_entropy` (bits, of this batch), `codes_used` (in this batch) and `codes_reset`.
         """
-        with torch.autocast(unit.device.type, enabled=False):
-            unit = unit.float()
+        with torch.autocast(latents.device.type, enabled=False):
+            unit = latents.float()
             # A product with the one-hot matrix instead of index_add_, whose order of additions on a GPU is random.
             chosen = F.one_hot(tokens, self.codebook_size).to(unit.dtype) * mask.unsqueeze(-1)
             statistics = torch.cat([chosen.T @ unit, chosen.sum(0).unsqueeze(-1)], dim=-1)

@@ -1,10 +1,10 @@
-"""The interface of tokenizers: discrete autoencoders of transitions between frames (paper §2.1)."""
+"""The interface of tokenizers: discrete autoencoders of frames, or of transitions between them (paper §2.1)."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
@@ -15,7 +15,7 @@ from delta_iris.data.segment import SegmentBatch, to_float
 from delta_iris.nn.loss import LossOutput
 from delta_iris.nn.optim import OptimizerConfig, make_optimizer
 from delta_iris.nn.statistics import WeightedMean, masked_mean
-from delta_iris.world_models.tokens.quantizer import CodebookConfig, VectorQuantizer
+from delta_iris.world_models.tokens.quantizer import Quantizer
 
 __all__ = ["Reconstruction", "ReconstructionLossWeights", "Tokenizer"]
 
@@ -39,13 +39,13 @@ class ReconstructionLossWeights:
 
 @dataclass
 class Reconstruction:
-    """A segment, encoded and decoded.
+    """The last n = T − `Tokenizer.context_frames` frames of a segment, encoded and decoded.
 
     Attributes:
-        frames: (B, T − 1, 3, H, W) the frames 1 … T − 1, not clamped.
-        tokens: (B, T − 1, K) int64.
-        latents: (B, T − 1, K, D) on the unit sphere.
-        commitment: (B, T − 1, K, D) squared distance between latents and codewords.
+        frames: (B, n, 3, H, W), not clamped.
+        tokens: (B, n, K) int64.
+        latents: (B, n, K, D) as the quantizer compares them with its codewords.
+        commitment: (B, n, K, D) squared distance between latents and codewords.
     """
 
     frames: Tensor
@@ -62,30 +62,34 @@ def _frame_errors(predicted: Tensor, frames: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 class Tokenizer(L.LightningModule):
-    """Encodes what changed between consecutive frames as K tokens, and decodes the next frame from them.
+    """Encodes each frame of a segment, but for the first `context_frames`, as K tokens, and decodes it from them.
 
-    Subclasses provide the two networks: `encode_latents` and `decode`. Transition i of a segment of T frames leads from
-    frame i to frame i + 1, so that there are T − 1.
+    Subclasses provide the two networks: `encode_latents` and `decode`. With one frame of context (Δ-IRIS), tokens say
+    what changed in the *transition* from the frame before: transition i of a segment of T frames leads from frame i to
+    frame i + 1, so that there are T − 1. With none (IRIS), tokens stand for a frame alone.
 
     Args:
-        tokens_per_frame: K, tokens a transition.
+        tokens_per_frame: K, tokens a frame or transition.
         max_transitions: longest segment that `encode_latents` and `decode` accept, in transitions.
-        codebook: the codebook.
+        quantizer: the codebook.
         optimizer: AdamW and its learning-rate schedule.
-        loss_weights: weights of the loss terms.
+        loss_weights: a dataclass with a weight for each of `loss_terms`.
     """
+
+    context_frames: ClassVar[int] = 1
+    """First frames of a segment that have no tokens, because they are only context."""
 
     def __init__(
         self,
         tokens_per_frame: int,
         max_transitions: int,
-        codebook: CodebookConfig,
+        quantizer: Quantizer,
         optimizer: OptimizerConfig,
-        loss_weights: ReconstructionLossWeights,
+        loss_weights: Any,
     ) -> None:
         super().__init__()
-        self.quantizer = VectorQuantizer(codebook)
-        self.tokens_per_frame, self.codebook_size = tokens_per_frame, codebook.size
+        self.quantizer = quantizer
+        self.tokens_per_frame, self.codebook_size = tokens_per_frame, quantizer.codebook_size
         self.max_transitions = max_transitions
         self.optimizer_config, self.loss_weights = optimizer, loss_weights
         # What the last `training_step` under a plain Trainer leaves for `on_after_backward`.
@@ -93,7 +97,7 @@ class Tokenizer(L.LightningModule):
 
     @abstractmethod
     def encode_latents(self, frames: Tensor, actions: Tensor, mask: Tensor) -> Tensor:
-        """Summarize what changed in each transition, before quantization.
+        """Summarize each frame but the first `context_frames`, or what changed in it, before quantization.
 
         Args:
             frames: (B, T, 3, H, W) floats in [0, 1].
@@ -101,12 +105,15 @@ class Tokenizer(L.LightningModule):
             mask: (B, T) bool, false for padding.
 
         Returns:
-            (B, T − 1, K, D) latents; the i-th depends on nothing later than frame i + 1.
+            (B, T − context_frames, K, D) latents; the i-th depends on nothing later than frame i + context_frames.
         """
 
     @abstractmethod
-    def encode_frame(self, frames: Tensor) -> Tensor:
-        """Encode the frames (B, n, 3, H, W) before transitions, in the form that `decode` takes as `frame_features`."""
+    def encode_frame(self, frames: Tensor) -> Tensor | None:
+        """Encode the frames (B, n, 3, H, W) before transitions, in the form that `decode` takes as `frame_features`.
+
+        None if decoding needs tokens only.
+        """
 
     @abstractmethod
     def decode(
@@ -118,7 +125,7 @@ class Tokenizer(L.LightningModule):
         cache: Any | None = None,
         frame_features: Tensor | None = None,
     ) -> Tensor:
-        """Predict the frame that each of n transitions leads to.
+        """Predict the frame that each of n transitions leads to. Without context, only `codes` matter.
 
         Args:
             frames: (B, n, 3, H, W) floats in [0, 1], the frame before each transition.
@@ -136,6 +143,22 @@ class Tokenizer(L.LightningModule):
     def make_decoder_cache(self, batch: int) -> Any:
         """An empty cache for decoding `batch` segments a few transitions at a time; None if nothing is cached."""
 
+    def perceive(self, frames: Tensor, tokens: Tensor) -> Tensor:
+        """What the actor-critic sees of real frames. By default the frames themselves.
+
+        Args:
+            frames: (B, n, 3, H, W) floats in [0, 1].
+            tokens: (B, n or n − 1, K) int64, those of the last of these frames that have tokens.
+
+        Returns:
+            (B, n, 3, H, W) floats in [0, 1].
+        """
+        return frames
+
+    def token_mask(self, segment: SegmentBatch) -> Tensor:
+        """Which frames or transitions of a segment are real: (B, T − context_frames) bool."""
+        return segment.transition_mask if self.context_frames else segment.mask
+
     @torch.no_grad()
     def encode(self, frames: Tensor, actions: Tensor, mask: Tensor) -> Tensor:
         """Encode a segment as tokens.
@@ -146,7 +169,7 @@ class Tokenizer(L.LightningModule):
             mask: (B, T) bool, false for padding.
 
         Returns:
-            (B, T − 1, K) int64.
+            (B, T − context_frames, K) int64.
         """
         tokens, _ = self.quantizer(self.encode_latents(to_float(frames), actions, mask))
         return tokens
@@ -154,10 +177,25 @@ class Tokenizer(L.LightningModule):
     def reconstruct(self, segment: SegmentBatch) -> Reconstruction:
         """Encode and decode a segment, with the gradient passing straight through the codebook."""
         frames = to_float(segment.frames)
-        tokens, unit = self.quantizer(self.encode_latents(frames, segment.actions, segment.mask))
-        codes, commitment = self.quantizer.straight_through(unit, tokens)
-        decoded = self.decode(frames[:, :-1], segment.actions[:, :-1], codes, segment.transition_mask)
-        return Reconstruction(decoded, tokens, unit, commitment)
+        tokens, latents = self.quantizer(self.encode_latents(frames, segment.actions, segment.mask))
+        codes, commitment = self.quantizer.straight_through(latents, tokens)
+        number = tokens.shape[1]
+        decoded = self.decode(frames[:, :number], segment.actions[:, :number], codes, self.token_mask(segment))
+        return Reconstruction(decoded, tokens, latents, commitment)
+
+    def loss_terms(self, segment: SegmentBatch, reconstruction: Reconstruction) -> dict[str, Tensor]:
+        """The terms of the loss, before they are weighted, of each frame that has tokens.
+
+        Args:
+            segment: B segments.
+            reconstruction: of these segments.
+
+        Returns:
+            (B, T − context_frames) by the name of the weight.
+        """
+        l1, l2, max_error = _frame_errors(reconstruction.frames, segment.frames[:, self.context_frames :])
+        commitment = reconstruction.commitment.mean((2, 3))
+        return {"l1": l1, "l2": l2, "max_error": max_error, "commitment": commitment}
 
     def loss(self, segment: SegmentBatch, batch: SegmentBatch | None = None) -> LossOutput:
         """The weighted sum of reconstruction and commitment errors (paper §2.1).
@@ -170,12 +208,11 @@ class Tokenizer(L.LightningModule):
             the loss, and as `aux` what `update_codebook` takes.
         """
         reconstruction = self.reconstruct(segment)
-        mask, batch_mask = segment.transition_mask, None if batch is None else batch.transition_mask
-        l1, l2, max_error = _frame_errors(reconstruction.frames, segment.frames[:, 1:])
-        commitment = reconstruction.commitment.mean((2, 3))
-        errors = {"l1": l1, "l2": l2, "max_error": max_error, "commitment": commitment}
+        mask, batch_mask = self.token_mask(segment), None if batch is None else self.token_mask(batch)
+        errors = self.loss_terms(segment, reconstruction)
         terms = {name: masked_mean(error, mask, batch_mask) for name, error in errors.items()}
-        loss = torch.stack([weight * terms[name] for name, weight in asdict(self.loss_weights).items()]).sum()
+        weights = asdict(self.loss_weights)
+        loss = torch.stack([weight * terms[name] for name, weight in weights.items() if name in terms]).sum()
         tokens = reconstruction.tokens
         token_mask = mask.unsqueeze(-1).expand_as(tokens).flatten()
         quantized = (reconstruction.latents.detach().flatten(0, -2), tokens.flatten(), token_mask)
@@ -184,7 +221,7 @@ class Tokenizer(L.LightningModule):
     def update_codebook(
         self, parts: list[tuple[Tensor, Tensor, Tensor]], skip: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Move the codebook towards the latents of a batch; see `VectorQuantizer.update`.
+        """Update the codebook after a batch; see `Quantizer.update`.
 
         Args:
             parts: `aux` of the losses of all parts of the batch.
@@ -207,15 +244,16 @@ class Tokenizer(L.LightningModule):
 
     @torch.no_grad()
     def evaluate(self, segment: SegmentBatch) -> tuple[dict[str, WeightedMean], Tensor]:
-        """Reconstruction errors on held-out segments.
+        """Reconstruction errors of the frames 1 … T − 1 of held-out segments, for tokenizers with and without context.
 
         Returns:
             `l1` and `l2` of the clamped frames and `copy_l2`, the error of copying the last frame; and the tokens
-            (B, T − 1, K).
+            (B, T − context_frames, K).
         """
         reconstruction = self.reconstruct(segment)
         frames, mask = to_float(segment.frames), segment.transition_mask
-        l1, l2, _ = _frame_errors(reconstruction.frames.float().clamp(0, 1), frames[:, 1:])
+        decoded = reconstruction.frames[:, 1 - self.context_frames :]
+        l1, l2, _ = _frame_errors(decoded.float().clamp(0, 1), frames[:, 1:])
         _, copy_l2, _ = _frame_errors(frames[:, :-1], frames[:, 1:])
         errors = {"l1": l1, "l2": l2, "copy_l2": copy_l2}
         return {name: WeightedMean.of(error, mask) for name, error in errors.items()}, reconstruction.tokens
