@@ -107,6 +107,14 @@ class ActorCritic(L.LightningModule):
         """Whether a batch of trajectories is used for more than one optimizer step."""
         return self.update_epochs * self.num_minibatches > 1
 
+    def initial_memory(self, batch: int) -> Memory:
+        """The memory before the first observation of `batch` episodes."""
+        return self.network.initial_memory(batch)
+
+    def warm_up(self, inputs: Tensor, mask: Tensor) -> Memory:
+        """The memory after real observations; see `ActorCriticNetwork.burn_in`."""
+        return self.network.burn_in(inputs, mask)
+
     @torch.no_grad()
     def act(self, inputs: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         """Sample an action for each observation.

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from delta_iris.acceleration.compile import compile_region
 
-__all__ = ["CNNConfig", "CNNDecoder", "CNNEncoder", "FrameEncoder", "MLPEncoder", "ResidualBlock"]
+__all__ = ["CNNConfig", "CNNDecoder", "CNNEncoder", "FrameEncoder", "MLPEncoder", "ResidualBlock", "Upsample"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class _InputConv(nn.Conv2d):
         return F.conv2d(F.pad(x, padding), F.pad(self.weight, padding), self.bias, padding=1)
 
 
-class _Upsample(nn.Module):
+class Upsample(nn.Module):
     """Doubles the resolution by nearest-neighbour interpolation.
 
     Inductor compiles `nn.Upsample` to code whose backward pass gathers the gradient by index, which is slow.
@@ -182,7 +182,7 @@ class CNNDecoder(nn.Module):
         layers: list[nn.Module] = [nn.Conv2d(in_channels, widths[-1], 3, padding=1)]
         for number in range(len(config.channel_mults), -1, -1):
             if number in config.downsample_after:
-                layers.append(_Upsample())
+                layers.append(Upsample())
                 layers.append(nn.Conv2d(widths[number], widths[number], 3, padding=1))
             if number > 0:
                 layers.append(ResidualBlock(widths[number], widths[number - 1]))
