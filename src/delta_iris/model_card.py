@@ -20,7 +20,7 @@ tags: [reinforcement-learning, world-model]
 
 # {title}
 
-An agent for `{environment}`, trained on {frames:,} frames with Δ-IRIS on PyTorch Lightning (`delta-iris`).
+An agent for `{environment}`, trained on {frames:,} frames with `delta-iris` on PyTorch Lightning.
 
 | | |
 |---|---|

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from jsonargparse import ArgumentParser
 
+from delta_iris.actor_critic.feature_actor_critic import FeatureActorCritic
 from delta_iris.actor_critic.module import ActorCritic
 from delta_iris.nn.cnn import CNNConfig
 from delta_iris.nn.optim import OptimizerConfig
@@ -14,14 +15,20 @@ from delta_iris.nn.transformer import TransformerConfig
 from delta_iris.training import callbacks
 from delta_iris.training.datamodule import ReplayDataModule
 from delta_iris.training.schedule import CollectionSchedule, PhaseSchedule
-from delta_iris.training.systems import DeltaIris, ModelFree
+from delta_iris.training.systems import DeltaIris, Dreamer, ModelFree
+from delta_iris.training.systems.dreamer import TrainRatio
+from delta_iris.training.systems.dreamer_optimizers import AdamConfig, OneLaProp, ThreeAdams
 from delta_iris.world_models.delta_iris import CNNTokenizer, TransformerTokenizer
+from delta_iris.world_models.dreamer.images import ImageConfig
+from delta_iris.world_models.dreamer.rssm import RSSMConfig
+from delta_iris.world_models.dreamer.world_model import DreamerLossWeights, DreamerWorldModel
 from delta_iris.world_models.tokens.dynamics import TokenDynamics
 from delta_iris.world_models.tokens.quantizer import CodebookConfig
 from delta_iris.world_models.tokens.tokenizer import ReconstructionLossWeights
 from tests.commands.config_helpers import ParsedCommand, stack
 
 MODULES = [DeltaIris, ModelFree, TransformerTokenizer, CNNTokenizer, TokenDynamics, ActorCritic, ReplayDataModule]
+MODULES += [Dreamer, DreamerWorldModel, FeatureActorCritic, OneLaProp, ThreeAdams]
 GROUPS = [
     CNNConfig,
     CodebookConfig,
@@ -30,6 +37,11 @@ GROUPS = [
     OptimizerConfig,
     PhaseSchedule,
     TransformerConfig,
+    AdamConfig,
+    DreamerLossWeights,
+    ImageConfig,
+    RSSMConfig,
+    TrainRatio,
 ]
 CALLBACKS = [
     callbacks.EpisodeStatistics,
