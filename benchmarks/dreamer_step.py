@@ -4,8 +4,8 @@
     python benchmarks/dreamer_step.py --config dreamer_catch.yaml --modes eager --steps 3 --device cpu
 
 An update is all that a batch takes: random numbers, world model, imagination, both losses, gradients, clipping, the
-optimizer's step and the slow critic. Frames are random. Prints a JSON line for each mode: milliseconds (median of single
-updates, and mean of updates that do not wait for one another) and the peak of the GPU's memory in GiB.
+optimizer's step and the slow critic. Frames are random. Prints a JSON line for each mode: milliseconds (the median of
+single updates, and the mean of updates that do not wait for one another) and the peak of the GPU's memory in GiB.
 """
 
 from __future__ import annotations

@@ -28,9 +28,14 @@ from delta_iris.commands.trainer_flags import FLAGS
 MARKER = re.compile(r"<!-- generated: (\w+) (\S+) -->")
 
 PASSED = {"frame_size", "num_actions", "max_frames", "max_blocks", "tokens_per_frame", "codebook_size", "input_shape"}
+PASSED |= {"num_features", "discount"}
 """Arguments that a system passes to its modules."""
 
-OWN = {"TransformerTokenizer": {"tokens_per_frame"}, "CNNTokenizer": {"tokens_per_frame"}}
+OWN = {
+    "TransformerTokenizer": {"tokens_per_frame"},
+    "CNNTokenizer": {"tokens_per_frame"},
+    "DreamerWorldModel": {"discount"},
+}
 """Those of `PASSED` that are keys of a class nevertheless."""
 
 

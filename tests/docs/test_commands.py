@@ -58,7 +58,7 @@ def test_commands_parse(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @cache
 def configurations() -> list[dict[str, Any]]:
     """What the shipped systems amount to, with all defaults."""
-    stacked = ["crafter.yaml"], ["crafter_cnn.yaml"], ["model_free.yaml"]
+    stacked = ["crafter.yaml"], ["crafter_cnn.yaml"], ["model_free.yaml"], ["dreamer_v3.yaml"], ["dreamer_v2.yaml"]
     return [parse_fit(*stack(*names)) for names in stacked]
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from delta_iris.data.collector import EpisodeStats
-from delta_iris.data.segment import SegmentBatch
 from delta_iris.data.sampler import SegmentSampler
+from delta_iris.data.segment import SegmentBatch
 from delta_iris.errors import UserError
 from delta_iris.training.datamodule import ReplayDataModule
 from delta_iris.training.schedule import PhaseSchedule

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from delta_iris.acceleration.compile import compiled_regions
 from delta_iris.errors import UserError
 from delta_iris.training.phase import split_batch
 from delta_iris.training.schedule import CollectionSchedule
@@ -18,6 +19,7 @@ from tests.dreamer_helpers import (
     ACTIONS,
     HORIZON,
     LENGTH,
+    V2_SIZES,
     make_actor_critic,
     make_dreamer,
     make_stream,
@@ -192,6 +194,21 @@ def test_adam_arguments_out_of_range_are_refused() -> None:
     for name in ("learning_rate", "eps", "max_grad_norm"):
         with pytest.raises(ValueError, match=name):
             AdamConfig(**{name: 0.0})
+
+
+@pytest.mark.parametrize("v2", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_compiled_regions_compute_the_same(v2: bool) -> None:
+    """Each region is traced as a whole: what would wait for the device, or depends on its values, is an error."""
+    changes: dict[str, Any] = {"value": "gaussian", "bootstrap": "slow_critic"} if v2 else {}
+    model: dict[str, Any] = {"rssm": V2_SIZES, "activation": "elu", "norm": False} if v2 else {}
+    system = make_dreamer(world_model=model, **changes)
+    batch = prepare(system)
+    expected = {name: value.clone() for name, value in step(system, batch).items()}
+    system = make_dreamer(world_model=model, **changes)
+    with compiled_regions(backend="eager"):
+        found = step(system, batch)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_split_batches_hold_their_own_random_numbers() -> None:
