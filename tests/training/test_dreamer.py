@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from delta_iris.acceleration.compile import compiled_regions
+from delta_iris.data.segment import SegmentBatch
 from delta_iris.errors import UserError
+from delta_iris.nn.optim import mask_step
 from delta_iris.training.phase import split_batch
 from delta_iris.training.schedule import CollectionSchedule
 from delta_iris.training.systems.dreamer import Dreamer, DreamerSchedule, TrainRatio
-from delta_iris.training.systems.dreamer_optimizers import AdamConfig, OneLaProp, ThreeAdams
+from delta_iris.training.systems.dreamer_optimizers import AdamConfig, JointOptimizer, OneLaProp, ThreeAdams
 from delta_iris.training.systems.dreamer_phase import DreamerBatch, DreamerPhase
 from tests.dreamer_helpers import (
     ACTIONS,
@@ -194,6 +196,26 @@ def test_adam_arguments_out_of_range_are_refused() -> None:
     for name in ("learning_rate", "eps", "max_grad_norm"):
         with pytest.raises(ValueError, match=name):
             AdamConfig(**{name: 0.0})
+
+
+@pytest.mark.parametrize("optimizer", [OneLaProp(), ThreeAdams()])
+def test_nothing_waits_for_the_device(optimizer: JointOptimizer) -> None:
+    """Tensors of the device `meta` have shapes but no values: to read one on the host is an error."""
+    with torch.device("meta"):
+        system = make_dreamer(optimizer)
+    system.manual_backward = torch.Tensor.backward  # type: ignore[method-assign]
+    phase, made = phase_of(system), phase_of(system).joint.configure_optimizers()["optimizer"]
+    batch = phase.prepare(SegmentBatch(*(field.to("meta") for field in make_stream(4, first=(0, 5)))))
+    for _ in range(2):
+        metrics = system.forward_backward(phase, batch)
+        if isinstance(optimizer, OneLaProp):  # the fused Adam is PyTorch's own
+            assert mask_step(made, metrics["skipped"]) is False
+            made.step()
+        phase.after_batch(metrics["skipped"].bool())
+    policy = system.make_policy()
+    action, memory = policy.act(torch.rand(2, 3, 16, 16, device="meta"), policy.initial_memory(2))
+    policy.act(torch.rand(2, 3, 16, 16, device="meta"), memory)
+    assert action.is_meta
 
 
 @pytest.mark.parametrize("v2", [False, pytest.param(True, marks=pytest.mark.slow)])

@@ -76,7 +76,7 @@ class LaProp(torch.optim.Optimizer):
             taken = (~skip).to(taken.dtype)
             # What is not finite would stay so when it is multiplied by zero.
             gradients = [torch.where(skip, 0.0, gradient) for gradient in gradients]
-        torch._foreach_add_(steps, taken)
+        torch._foreach_add_(steps, [taken] * len(steps))
         # All parameters have taken the same number of steps; a first step that is skipped leaves it at zero.
         number = steps[0].clamp(min=1)
         _average(squares, list(torch._foreach_mul(gradients, gradients)), taken * (1 - beta2))
