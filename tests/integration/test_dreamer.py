@@ -142,7 +142,7 @@ def learn(folder: Path, *options: object) -> float:
 
 
 def test_it_learns_catch_in_an_epoch(tmp_path: Path) -> None:
-    short = ("--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=9", "--model.schedule.agent.train_ratio=32")
+    short = ("--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=9")
     # The mean of 200 episodes of random actions, 1.5, is below 1.75 in 99.9 % of all cases.
     assert learn(tmp_path, *short) > 2 * 1.5
 

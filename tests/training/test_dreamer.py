@@ -237,3 +237,33 @@ def test_split_batches_hold_their_own_random_numbers() -> None:
     batch = prepare(make_dreamer())
     parts = split_batch(batch, 3)
     assert torch.equal(torch.cat([part.prior for part in parts]), batch.prior)
+
+
+def train_on_gpu(system: Dreamer, steps: int = 4) -> dict[str, Tensor]:
+    """Train on different batches; returns all weights and buffers."""
+    system.manual_backward = torch.Tensor.backward  # type: ignore[method-assign]
+    system.to("cuda")
+    phase = phase_of(system)
+    optimizer = phase.joint.configure_optimizers()["optimizer"]
+    torch.manual_seed(9)
+    for number in range(steps):
+        segment = SegmentBatch(*(field.roll(number, 0).cuda() for field in make_stream(4, first=(0, 5))))
+        prepare_batch, forward_backward = system.step_functions(phase)
+        metrics = forward_backward(prepare_batch(segment))
+        mask_step(optimizer, metrics["skipped"])
+        optimizer.step()
+        phase.after_batch(metrics["skipped"].bool())
+    result = {name: value.clone() for name, value in system.state_dict().items()}
+    system.release_graphs()
+    return result
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("optimizer", [OneLaProp(), ThreeAdams()])
+def test_captured_updates_equal_plain_updates(optimizer: JointOptimizer) -> None:
+    """Recurrence, imagination, percentiles and clipping are in the graph; random numbers are equal too."""
+    plain, captured = make_dreamer(optimizer), make_dreamer(optimizer)
+    plain.use_compile = False
+    expected, found = train_on_gpu(plain), train_on_gpu(captured)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=name)

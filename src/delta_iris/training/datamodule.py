@@ -362,7 +362,7 @@ class ReplayDataModule(L.LightningDataModule):
                 batches = [sampler.draw(self.replay.lengths, batch_size, update_counts) for _ in range(steps)]
         except ValueError as error:
             raise UserError(
-                f"{phase.name}: {error}: use a shorter horizon or burn_in, or collect more frames"
+                f"{phase.name}: {error}: use a shorter horizon, burn_in or segment_length, or collect more frames"
             ) from error
         self._phase_batches = batches
         dataset = self._dataset(phase.sampling.length, streams)
