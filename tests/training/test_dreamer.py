@@ -114,6 +114,18 @@ def test_everything_is_trained_but_the_slow_critic() -> None:
     assert not any(name.startswith("joint") for name in system.state_dict())
 
 
+def test_in_half_precision_everything_is_trained_too() -> None:
+    """Weights that were cast without gradients, to imagine, are not taken for the losses."""
+    system = make_dreamer()
+    with torch.autocast("cpu", torch.bfloat16):
+        named = step(system, prepare(system))
+    for name, parameter in system.named_parameters():
+        assert (name in named) == parameter.requires_grad, name
+        if name in named:
+            assert bool(named[name].isfinite().all()), name
+    assert named["skipped"] == 0
+
+
 def test_a_step_that_is_not_finite_changes_nothing() -> None:
     system = make_dreamer()
     batch = prepare(system)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,13 @@ __all__ = ["AdamConfig", "JointOptimizer", "OneLaProp", "ThreeAdams"]
 
 
 class JointOptimizer(ABC):
-    """Makes one optimizer of parameter groups, and clips their gradients."""
+    """Makes one optimizer of parameter groups, and clips their gradients.
+
+    Attributes:
+        learning_rate_key: its key of the learning rate that most depends on, for messages.
+    """
+
+    learning_rate_key: ClassVar[str] = "learning_rate"
 
     @abstractmethod
     def make(self, parts: dict[str, nn.Module]) -> tuple[torch.optim.Optimizer, LambdaLR]:
@@ -131,6 +137,8 @@ class ThreeAdams(JointOptimizer):
         actor: of the actor.
         critic: of the critic.
     """
+
+    learning_rate_key: ClassVar[str] = "world_model.learning_rate"
 
     def __init__(
         self,

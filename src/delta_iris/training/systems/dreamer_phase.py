@@ -87,7 +87,7 @@ class DreamerPhase(Phase):
     @property
     def learning_rate_key(self) -> str:
         """See `Phase.learning_rate_key`."""
-        return "model.init_args.optimizer.init_args.learning_rate"
+        return f"model.init_args.optimizer.init_args.{self.optimizer.learning_rate_key}"
 
     def learning_rates(self, groups: int) -> list[float]:
         """See `Phase.learning_rates`."""
