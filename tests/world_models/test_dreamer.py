@@ -16,7 +16,7 @@ from delta_iris.nn.layers import BlockLinear
 from delta_iris.world_models.dreamer.arrivals import Arrivals
 from delta_iris.world_models.dreamer.images import ImageConfig, ImageEncoder, StridedDecoder, StridedEncoder
 from delta_iris.world_models.dreamer.recurrence import BlockGRU, LayerNormGRU
-from delta_iris.world_models.dreamer.rssm import RSSMState, kl_divergence
+from delta_iris.world_models.dreamer.rssm import RSSMConfig, RSSMState, kl_divergence
 from delta_iris.world_models.dreamer.world_model import DreamerLossWeights, DreamerWorldModel
 from tests.dreamer_helpers import ACTIONS, LENGTH, RSSM_SIZES, SIZE, V2_SIZES, make_stream, make_world_model
 
@@ -294,6 +294,25 @@ def test_frames_that_cannot_be_halved_are_refused() -> None:
         ImageEncoder((24, 24), 4, ImageConfig(), "silu")
     with pytest.raises(ValueError, match=r"images\.strided"):
         StridedEncoder(SIZE, 4, "elu")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rssm": dataclasses.replace(RSSM_SIZES, blocks=3)}, "rssm.blocks is 3"),
+        ({"units": 8, "rssm": RSSMConfig(deter=16)}, "units is 8"),
+        ({"discount": 0.0}, "discount is 0"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_world_model(**changes)
+
+
+@pytest.mark.parametrize(("name", "value"), [("latents", 0), ("classes", 1), ("blocks", 0), ("unimix", 1.0)])
+def test_numbers_out_of_range_are_refused(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=name):
+        RSSMConfig(**{name: value})
 
 
 def test_dreamer_v2_images_have_the_size_of_frames() -> None:

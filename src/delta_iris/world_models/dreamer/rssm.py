@@ -31,6 +31,9 @@ class RSSMConfig:
         prior_layers: hidden layers of the prior.
         posterior_layers: hidden layers of the posterior.
         unimix: share of the uniform distribution in every latent's distribution, so that no logarithm diverges.
+
+    Raises:
+        ValueError: if a number is out of range.
     """
 
     deter: int | None = None
@@ -42,6 +45,23 @@ class RSSMConfig:
     prior_layers: int = 2
     posterior_layers: int = 1
     unimix: float = 0.01
+
+    def __post_init__(self) -> None:
+        least = {
+            "deter": 1,
+            "hidden": 1,
+            "latents": 1,
+            "classes": 2,
+            "blocks": 1,
+            "prior_layers": 0,
+            "posterior_layers": 0,
+        }
+        for name, number in least.items():
+            value = getattr(self, name)
+            if value is not None and value < number:
+                raise ValueError(f"{name} is {value}: it must be at least {number}")
+        if not 0 <= self.unimix < 1:
+            raise ValueError(f"unimix is {self.unimix}: it must be at least 0 and below 1")
 
 
 class RSSMState(NamedTuple):

@@ -110,6 +110,8 @@ class DreamerWorldModel(L.LightningModule, WorldModel[RSSMState]):
         super().__init__()
         if not 0 < discount <= 1:
             raise ValueError(f"discount is {discount}: it must be above 0 and at most 1")
+        if units < 16 and (rssm.classes is None or images.depth is None):
+            raise ValueError(f"units is {units}: it must be at least 16, or give rssm.classes and images.depth")
         self.num_actions, self.discount, self.loss_weights = num_actions, discount, loss_weights
         self.encoder: ImageEncoder | StridedEncoder
         self.decoder: ImageDecoder | StridedDecoder
@@ -118,6 +120,10 @@ class DreamerWorldModel(L.LightningModule, WorldModel[RSSMState]):
             self.encoder = StridedEncoder(frame_size, depth, activation)
         else:
             self.encoder = ImageEncoder(frame_size, depth, images, activation)
+        if rssm.cell == "block_gru":
+            _check_blocks(rssm.blocks, rssm.deter or 8 * units)
+        if not images.strided:
+            _check_blocks(rssm.blocks, self.encoder.num_features)
         self.rssm = RSSM(num_actions, self.encoder.num_features, units, rssm, activation, norm)
         deter, stoch = self.rssm.deter, self.rssm.latents * self.rssm.classes
         if isinstance(self.encoder, StridedEncoder):
@@ -307,3 +313,11 @@ class DreamerWorldModel(L.LightningModule, WorldModel[RSSMState]):
 
     def _noise(self, shape: Any) -> Tensor:
         return torch.rand(*shape, self.rssm.latents, device=self.device)
+
+
+def _check_blocks(blocks: int, width: int) -> None:
+    if width % blocks:
+        raise ValueError(
+            f"rssm.blocks is {blocks}: it must divide the recurrent state and the decoder's first feature map, one of "
+            f"which has {width} elements"
+        )
