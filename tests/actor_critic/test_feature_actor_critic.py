@@ -153,6 +153,9 @@ def test_actions_follow_the_policy() -> None:
     torch.testing.assert_close(
         actions.bincount(minlength=ACTIONS) / 10_000, model.log_policy(features)[0].exp().detach(), atol=1e-4, rtol=0
     )
+    logits, values, _ = model.evaluate(features, model.initial_memory(1))
+    assert torch.equal(logits, model.log_policy(features))
+    assert torch.equal(values, model.codec.mean(model.critic(features)))
     acted, memory = model.act(features, model.initial_memory(1))
     assert acted.shape == (1,)
     assert [part.shape for part in memory] == [(1, 1, 0)] * 2

@@ -157,6 +157,19 @@ class FeatureActorCritic(L.LightningModule):
         """
         return self.sample(inputs, torch.rand(len(inputs), device=inputs.device)), memory
 
+    @torch.no_grad()
+    def evaluate(self, inputs: Tensor, memory: Memory) -> tuple[Tensor, Tensor, Memory]:
+        """Evaluate actor and critic.
+
+        Args:
+            inputs: (B, F) features.
+            memory: what `initial_memory` returned.
+
+        Returns:
+            log-probabilities of the actions (B, A), values (B,), and the memory.
+        """
+        return self.log_policy(inputs), self.codec.mean(self.critic(inputs)), memory
+
     @compile_region()
     def sample(self, features: Tensor, uniform: Tensor) -> Tensor:
         """Actions (N,) int64 for features (N, F), a function of random numbers (N,) in [0, 1)."""

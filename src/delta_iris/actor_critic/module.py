@@ -131,6 +131,20 @@ class ActorCritic(L.LightningModule):
             return sample_categorical(self.network.actor(hidden[:, 0])), memory
 
     @torch.no_grad()
+    def evaluate(self, inputs: Tensor, memory: Memory) -> tuple[Tensor, Tensor, Memory]:
+        """Evaluate actor and critic at an observation.
+
+        Args:
+            inputs: (B, *input_shape) floats.
+            memory: before it.
+
+        Returns:
+            logits of the actions (B, A), values (B,), and the memory after it.
+        """
+        logits, value_logits, memory = self.network(inputs.float().unsqueeze(1), memory)
+        return logits[:, 0], self.value_codec.mean(value_logits)[:, 0], memory
+
+    @torch.no_grad()
     def compute_targets(self, rollout: Rollout) -> ActorCriticBatch:
         """Compute λ-returns and advantages with the target network.
 

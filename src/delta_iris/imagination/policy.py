@@ -38,6 +38,9 @@ class Actor(Protocol):
     def act(self, inputs: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         """Actions (B,) int64 for states (B, *input_shape), and the memory after them."""
 
+    def evaluate(self, inputs: Tensor, memory: Memory) -> tuple[Tensor, Tensor, Memory]:
+        """Logits of the actions (B, A) and values (B,) of states (B, *input_shape), and the memory after them."""
+
 
 class FilterMemory(NamedTuple):
     """What a `WorldModelPolicy` remembers.
