@@ -28,9 +28,11 @@ from delta_iris.commands.trainer_flags import FLAGS
 MARKER = re.compile(r"<!-- generated: (\w+) (\S+) -->")
 
 PASSED = {"frame_size", "num_actions", "max_frames", "max_blocks", "tokens_per_frame", "codebook_size", "input_shape"}
+PASSED |= {"num_features", "discount"}
 """Arguments that a system passes to its modules."""
 
 OWN = {name: {"tokens_per_frame"} for name in ("TransformerTokenizer", "CNNTokenizer", "FrameTokenizer")}
+OWN["DreamerWorldModel"] = {"discount"}
 """Those of `PASSED` that are keys of a class nevertheless."""
 
 

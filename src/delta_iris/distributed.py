@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-__all__ = ["average_gradients", "gather_objects", "world_size"]
+__all__ = ["average_gradients", "gather_objects", "gather_rows", "world_size"]
 
 
 def world_size() -> int:
@@ -55,3 +55,19 @@ def gather_objects(local: Any) -> list[Any]:
     gathered: list[Any] = [None] * world_size()
     dist.all_gather_object(gathered, local)
     return gathered
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Concatenate tensors of all processes along their first axis, on all processes and without waiting for the device.
+
+    Args:
+        rows: (n, …) of this process; all processes must have the same shape.
+
+    Returns:
+        (world size · n, …), in the order of the ranks.
+    """
+    if world_size() == 1:
+        return rows
+    gathered = [torch.empty_like(rows) for _ in range(world_size())]
+    dist.all_gather(gathered, rows.contiguous())
+    return torch.cat(gathered)

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from delta_iris.commands.config_files import LINKED
-from delta_iris.training.systems import Iris, ModelFree
+from delta_iris.training.learner import Learner
+from delta_iris.training.systems import DeltaIris, Dreamer, Iris, ModelFree
 from delta_iris.training.systems.building import count_parameters
 from delta_iris.training.systems.token_system import TokenSystem
 from delta_iris.world_models.delta_iris import CNNTokenizer, TransformerTokenizer
@@ -18,8 +19,6 @@ from tests.commands.config_helpers import CONFIGS, ROOT, build_on_meta, parse_fi
 
 NAMES = sorted(path.name for path in CONFIGS.glob("*.yaml"))
 FILES = sorted(CONFIGS.rglob("*.yaml"))
-BELOW = {"iris_16.yaml": "iris.yaml"}
-"""What a stacked configuration needs below it, if not crafter.yaml."""
 
 
 def read(path: Path) -> Any:
@@ -40,10 +39,23 @@ def is_stacked(name: str) -> bool:
     return "class_path" not in read(CONFIGS / name).get("model", {})
 
 
+def base_of(name: str) -> str:
+    """The configuration that a stacked one stands on."""
+    if name.startswith("dreamer_v3_"):
+        return "dreamer_v3.yaml"
+    return "iris.yaml" if name.startswith("iris_") else "crafter.yaml"
+
+
+def system_of(name: str) -> type[Learner]:
+    """The system that a configuration trains."""
+    systems = {"dreamer": Dreamer, "iris": Iris, "model_free": ModelFree}
+    return next((system for start, system in systems.items() if name.startswith(start)), DeltaIris)
+
+
 @pytest.fixture(scope="module")
 def parsed() -> dict[str, dict[str, Any]]:
     """What each configuration amounts to; one that needs another below it is stacked on it."""
-    below = {name: [BELOW.get(name, "crafter.yaml")] if is_stacked(name) else [] for name in NAMES}
+    below = {name: [base_of(name)] if is_stacked(name) else [] for name in NAMES}
     return {name: parse_fit(*stack(*below[name], name)) for name in NAMES}
 
 
@@ -65,8 +77,7 @@ def test_each_configuration_builds_a_system(parsed: dict[str, dict[str, Any]], n
     system = build_on_meta(values)
     assert count_parameters(system) > 0
     assert all(parameter.is_meta for parameter in system.parameters())
-    assert isinstance(system, ModelFree if name == "model_free.yaml" else TokenSystem)
-    assert isinstance(system, Iris) == name.startswith("iris")
+    assert isinstance(system, system_of(name))
     lines = system.describe(values["trainer"]["max_epochs"])
     assert "M" in lines["parameters"]
     if not is_stacked(name):
@@ -119,6 +130,41 @@ def test_iris_has_the_size_of_the_published_crafter_runs(
     assert init_args["schedule"]["collection"] == other["schedule"]["collection"]
     frames = system.schedule.collection.frames_until(1000)
     assert system.imagined_until(1000) / frames == 24
+
+
+def test_dreamer_v3_is_the_published_one_of_size_25m(parsed: dict[str, dict[str, Any]]) -> None:
+    system = build_on_meta(parsed["dreamer_v3.yaml"])
+    assert isinstance(system, Dreamer)
+    rssm = system.world_model.rssm
+    assert (rssm.deter, rssm.latents, rssm.classes) == (3072, 32, 24)
+    schedule = system.phases[0].schedule
+    assert (schedule.batch_size, system.segment_length, system.actor_critic.horizon) == (16, 64, 15)
+    epochs = parsed["dreamer_v3.yaml"]["trainer"]["max_epochs"]
+    frames = system.schedule.collection.frames_until(epochs)
+    assert frames == 1_000_000
+    assert schedule.segments_until(epochs) * 64 / frames == 512
+
+
+@pytest.mark.parametrize(("size", "units"), [("12m", 256), ("50m", 512), ("100m", 768), ("200m", 1024)])
+def test_sizes_of_dreamer_v3_change_the_width_alone(parsed: dict[str, dict[str, Any]], size: str, units: int) -> None:
+    system = build_on_meta(parsed[f"dreamer_v3_{size}.yaml"])
+    assert isinstance(system, Dreamer)
+    assert system.world_model.rssm.deter == 8 * units
+    assert system.world_model.rssm.classes == units // 16
+    assert system.actor_critic.actor[0].out_features == units
+    values, base = (dict(items(parsed[name])) for name in (f"dreamer_v3_{size}.yaml", "dreamer_v3.yaml"))
+    changed = {key for key, value in values.items() if value != base[key] and not isinstance(value, Mapping)}
+    assert changed - {"config"} == {
+        f"model.init_args.{part}.init_args.units" for part in ("world_model", "actor_critic")
+    }
+
+
+def test_dreamer_v2_updates_every_16_frames(parsed: dict[str, dict[str, Any]]) -> None:
+    system = build_on_meta(parsed["dreamer_v2.yaml"])
+    assert isinstance(system, Dreamer)
+    schedule = system.phases[0].schedule
+    assert schedule.steps_in(1) == pytest.approx(system.schedule.collection.frames_in(1) / 16, abs=0.5)
+    assert (schedule.batch_size, system.segment_length) == (50, 50)
 
 
 @pytest.mark.parametrize("base", ["crafter.yaml", "crafter_cnn.yaml"])

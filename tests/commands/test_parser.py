@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from jsonargparse import ArgumentParser
 
+from delta_iris.actor_critic.feature_actor_critic import FeatureActorCritic
 from delta_iris.actor_critic.module import ActorCritic
 from delta_iris.nn.cnn import CNNConfig
 from delta_iris.nn.optim import OptimizerConfig
@@ -14,8 +15,13 @@ from delta_iris.nn.transformer import TransformerConfig
 from delta_iris.training import callbacks
 from delta_iris.training.datamodule import ReplayDataModule
 from delta_iris.training.schedule import CollectionSchedule, PhaseSchedule
-from delta_iris.training.systems import DeltaIris, Iris, ModelFree
+from delta_iris.training.systems import DeltaIris, Dreamer, Iris, ModelFree
+from delta_iris.training.systems.dreamer import TrainRatio
+from delta_iris.training.systems.dreamer_optimizers import AdamConfig, OneLaProp, ThreeAdams
 from delta_iris.world_models.delta_iris import CNNTokenizer, TransformerTokenizer
+from delta_iris.world_models.dreamer.images import ImageConfig
+from delta_iris.world_models.dreamer.rssm import RSSMConfig
+from delta_iris.world_models.dreamer.world_model import DreamerLossWeights, DreamerWorldModel
 from delta_iris.world_models.iris import FrameDynamics, FrameTokenizer
 from delta_iris.world_models.iris.autoencoder import AutoencoderConfig
 from delta_iris.world_models.iris.frame_tokenizer import FrameLossWeights
@@ -37,6 +43,7 @@ MODULES = [
     ActorCritic,
     ReplayDataModule,
 ]
+MODULES += [Dreamer, DreamerWorldModel, FeatureActorCritic, OneLaProp, ThreeAdams]
 GROUPS = [
     AutoencoderConfig,
     CNNConfig,
@@ -48,6 +55,11 @@ GROUPS = [
     OptimizerConfig,
     PhaseSchedule,
     TransformerConfig,
+    AdamConfig,
+    DreamerLossWeights,
+    ImageConfig,
+    RSSMConfig,
+    TrainRatio,
 ]
 CALLBACKS = [
     callbacks.EpisodeStatistics,

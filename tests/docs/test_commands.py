@@ -58,7 +58,8 @@ def test_commands_parse(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @cache
 def configurations() -> list[dict[str, Any]]:
     """What the shipped systems amount to, with all defaults."""
-    stacked = ["crafter.yaml"], ["crafter_cnn.yaml"], ["iris.yaml"], ["model_free.yaml"]
+    names = ("crafter", "crafter_cnn", "iris", "model_free", "dreamer_v3", "dreamer_v2")
+    stacked = [[f"{name}.yaml"] for name in names]
     return [parse_fit(*stack(*names)) for names in stacked]
 
 

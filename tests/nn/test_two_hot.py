@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from delta_iris.nn.two_hot import SymlogTwoHot, symexp, symlog
+from delta_iris.nn.two_hot import SymexpTwoHot, SymlogTwoHot, UnitGaussian, symexp, symlog
 
 floats = st.floats(-1e6, 1e6, width=32)
 
@@ -76,3 +77,29 @@ def test_cross_entropy_equals_pytorchs_with_two_hot_targets() -> None:
     values = torch.tensor([0.0, 1.5, -2.0, 100.0])
     expected = torch.nn.functional.cross_entropy(logits, codec.two_hot(values), reduction="none")
     torch.testing.assert_close(codec.cross_entropy(logits, values), expected)
+
+
+def test_uniform_logits_have_a_mean_of_exactly_zero() -> None:
+    assert SymexpTwoHot().mean(torch.zeros(3, 255)).tolist() == [0.0] * 3
+
+
+def test_both_orders_of_summation_agree() -> None:
+    codec, plain = SymexpTwoHot(), SymlogTwoHot()
+    values = torch.tensor([0.0, 1e-3, -0.5, 7.0, -300.0])
+    logits = codec.two_hot(values).log()
+    torch.testing.assert_close(codec.mean(logits), values)
+    torch.testing.assert_close(codec.mean(logits), plain.mean(logits))
+
+
+def test_an_even_number_of_bins_is_refused() -> None:
+    with pytest.raises(ValueError, match="num_bins"):
+        SymexpTwoHot(254)
+
+
+def test_a_unit_gaussian_is_the_squared_error() -> None:
+    codec = UnitGaussian()
+    outputs, values = torch.randn(4, 3, 1), torch.randn(4, 3)
+    assert torch.equal(codec.mean(outputs), outputs[..., 0])
+    density = torch.distributions.Normal(outputs[..., 0], 1.0).log_prob(values)
+    constant = 0.5 * torch.log(torch.tensor(2 * torch.pi))
+    torch.testing.assert_close(codec.cross_entropy(outputs, values), -density - constant)

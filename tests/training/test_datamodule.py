@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from delta_iris.data.collector import EpisodeStats
+from delta_iris.data.sampler import SegmentSampler
 from delta_iris.data.segment import SegmentBatch
 from delta_iris.errors import UserError
 from delta_iris.training.datamodule import ReplayDataModule
@@ -99,7 +100,9 @@ def test_a_number_that_cannot_be_split_across_processes_raises(monkeypatch: pyte
 def test_recent_frames_are_split_across_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ReplayDataModule, "world_size", 2)
     data = set_up(tmp_path)
-    assert data.samplers["actor_critic"].recent_steps == 50
+    sampler = data.samplers["actor_critic"]
+    assert isinstance(sampler, SegmentSampler)
+    assert sampler.recent_steps == 50
     assert data.collector.envs.num_envs == 1
     data.teardown("fit")
 
@@ -107,6 +110,7 @@ def test_recent_frames_are_split_across_processes(tmp_path: Path, monkeypatch: p
 def test_samplers_draw_what_the_phases_need(data: ReplayDataModule) -> None:
     assert list(data.samplers) == ["actor_critic"]
     sampler = data.samplers["actor_critic"]
+    assert isinstance(sampler, SegmentSampler)
     assert (sampler.length, sampler.pad_start, sampler.pad_end) == (BURN_IN + HORIZON + 1, BURN_IN, 1)
     assert (sampler.priority_exponent, sampler.recent_steps) == (0.0, 100)
 

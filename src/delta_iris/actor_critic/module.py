@@ -107,6 +107,14 @@ class ActorCritic(L.LightningModule):
         """Whether a batch of trajectories is used for more than one optimizer step."""
         return self.update_epochs * self.num_minibatches > 1
 
+    def initial_memory(self, batch: int) -> Memory:
+        """The memory before the first observation of `batch` episodes."""
+        return self.network.initial_memory(batch)
+
+    def warm_up(self, inputs: Tensor, mask: Tensor) -> Memory:
+        """The memory after real observations; see `ActorCriticNetwork.burn_in`."""
+        return self.network.burn_in(inputs, mask)
+
     @torch.no_grad()
     def act(self, inputs: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         """Sample an action for each observation.
@@ -121,6 +129,20 @@ class ActorCritic(L.LightningModule):
         hidden, memory = self.network.remember(inputs.float().unsqueeze(1), memory)
         with full_precision(inputs.device):
             return sample_categorical(self.network.actor(hidden[:, 0])), memory
+
+    @torch.no_grad()
+    def evaluate(self, inputs: Tensor, memory: Memory) -> tuple[Tensor, Tensor, Memory]:
+        """Evaluate actor and critic at an observation.
+
+        Args:
+            inputs: (B, *input_shape) floats.
+            memory: before it.
+
+        Returns:
+            logits of the actions (B, A), values (B,), and the memory after it.
+        """
+        logits, value_logits, memory = self.network(inputs.float().unsqueeze(1), memory)
+        return logits[:, 0], self.value_codec.mean(value_logits)[:, 0], memory
 
     @torch.no_grad()
     def compute_targets(self, rollout: Rollout) -> ActorCriticBatch:

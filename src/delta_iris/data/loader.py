@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from delta_iris.data.replay_reader import ReplayReader
 from delta_iris.data.segment import SegmentBatch, SegmentIndex
+from delta_iris.data.streams import EpisodeStreams
 from delta_iris.errors import UserError
 from delta_iris.lifetime import die_with
 
@@ -37,12 +38,21 @@ class SegmentDataset(Dataset[SegmentBatch]):
         frame_shape: (H, W, 3).
         length: steps per segment, T.
         skip_damaged: whether to open a replay whose index is damaged; see `ReplayReader`.
+        streams: how episodes follow one another, to let a segment that reaches its episode's end go on with the final
+            frame, if it was stored, and then with the next episode of the same environment. A final frame is a real
+            step whose action, reward and end are 0. None ends segments with their episodes.
     """
 
     def __init__(
-        self, folder: Path, frame_shape: tuple[int, int, int], length: int, skip_damaged: bool = False
+        self,
+        folder: Path,
+        frame_shape: tuple[int, int, int],
+        length: int,
+        skip_damaged: bool = False,
+        streams: EpisodeStreams | None = None,
     ) -> None:
         self.folder = folder
+        self.streams = streams
         self.skip_damaged = skip_damaged
         self.frame_shape = frame_shape
         self.length = length
@@ -76,13 +86,18 @@ class SegmentDataset(Dataset[SegmentBatch]):
         terminated = np.zeros(shape, np.int64)
         mask, is_first = np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
         for row, (episode, start) in enumerate(indices):
-            first, stop = max(start, 0), min(start + self.length, self._reader.length(episode))
-            slots = slice(first - start, stop - start)
-            steps = self._reader.read(episode, first, stop)
-            frames[row, slots], actions[row, slots] = steps.frames, steps.actions
-            rewards[row, slots], terminated[row, slots] = steps.rewards, steps.terminated
-            mask[row, slots] = True
-            is_first[row, first - start] = first == 0
+            for slot, number, first, stop in self._spans(self._reader, episode, start):
+                slots = slice(slot, slot + stop - first)
+                mask[row, slots] = True
+                if first == self._reader.length(number):
+                    final_frame = self._reader.final_frame(number)
+                    assert final_frame is not None
+                    frames[row, slot] = final_frame
+                    continue
+                steps = self._reader.read(number, first, stop)
+                frames[row, slots], actions[row, slots] = steps.frames, steps.actions
+                rewards[row, slots], terminated[row, slots] = steps.rewards, steps.terminated
+                is_first[row, slot] = first == 0
         return SegmentBatch(
             # Permuting makes a view: no copy, and the frames are channels-last in memory, as convolutions prefer.
             torch.from_numpy(frames).permute(0, 1, 4, 2, 3),
@@ -104,6 +119,13 @@ class SegmentDataset(Dataset[SegmentBatch]):
             UserError: if the data on disk is damaged.
         """
         return self.__getitems__([index])
+
+    def _spans(self, reader: ReplayReader, episode: int, start: int) -> list[tuple[int, int, int, int]]:
+        """The parts of a segment: slot, episode, first step and step to stop before; see `EpisodeStreams.spans`."""
+        if self.streams is not None:
+            return self.streams.spans(episode, start, self.length)
+        first = max(start, 0)
+        return [(first - start, episode, first, min(start + self.length, reader.length(episode)))]
 
 
 class _PlannedBatches:

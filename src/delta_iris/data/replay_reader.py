@@ -22,6 +22,7 @@ from delta_iris.data.replay_format import (
     unpack_steps,
 )
 from delta_iris.data.replay_index import WAY_OUT, read_index
+from delta_iris.data.streams import EpisodeStreams
 from delta_iris.errors import UserError
 from delta_iris.files import open_regular
 
@@ -107,6 +108,15 @@ class ReplayReader:
         """
         self._records_of(episode)
         return int(self._index.lengths[episode])
+
+    def streams(self) -> EpisodeStreams:
+        """Return how the episodes of each environment follow one another."""
+        index = self._index
+        known = index.starts[1:] > index.starts[:-1]
+        # Of an episode without records nothing is known, and its length is 0.
+        last = index.records[np.where(known, index.starts[1:] - 1, 0)] if index.num_chunks else index.records
+        environments = np.where(known, last["environment"], 0).astype(np.int64)
+        return EpisodeStreams(index.lengths, environments, known & ((last["flags"] & FINAL_FRAME) > 0))
 
     def read(self, episode: int, start: int, stop: int) -> Steps:
         """Read the steps start ≤ t < stop of an episode.

@@ -2,17 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from delta_iris.actor_critic.module import ActorCritic
+from delta_iris.acceleration.cuda_graph import CudaGraphed
 from delta_iris.actor_critic.network import Memory
 from delta_iris.data.segment import SegmentBatch
 from delta_iris.world_models.base import WorldModel
 
-__all__ = ["FilterMemory", "WorldModelPolicy"]
+__all__ = ["Actor", "FilterMemory", "WorldModelPolicy"]
+
+
+class Actor(Protocol):
+    """What acts on a world model's states: any actor-critic.
+
+    Attributes:
+        burn_in: states before the present one that its memory is warmed up on.
+    """
+
+    burn_in: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+
+    def initial_memory(self, batch: int) -> Memory:
+        """The memory before the first state of `batch` episodes."""
+
+    def warm_up(self, inputs: Tensor, mask: Tensor) -> Memory:
+        """The memory after states (B, T, *input_shape), of which those where `mask` (B, T) is false do not count."""
+
+    def act(self, inputs: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        """Actions (B,) int64 for states (B, *input_shape), and the memory after them."""
+
+    def evaluate(self, inputs: Tensor, memory: Memory) -> tuple[Tensor, Tensor, Memory]:
+        """Logits of the actions (B, A) and values (B,) of states (B, *input_shape), and the memory after them."""
 
 
 class FilterMemory(NamedTuple):
@@ -22,7 +49,7 @@ class FilterMemory(NamedTuple):
         state: the world model's, a tuple of tensors with the batch first.
         last_action: (B,) int64.
         is_first: (B,) bool, true where the next frame starts an episode.
-        actor: the actor-critic's LSTM.
+        actor: the actor-critic's memory.
     """
 
     state: Any
@@ -40,10 +67,15 @@ class WorldModelPolicy:
     Args:
         world_model: filters the frames.
         actor_critic: sees the world model's `actor_input`.
+        graph_pool: memory pool of CUDA graphs, to launch each action as one graph; None to run it eagerly. The world
+            model's state must then be a tuple of tensors.
     """
 
-    def __init__(self, world_model: WorldModel[Any], actor_critic: ActorCritic) -> None:
+    def __init__(self, world_model: WorldModel[Any], actor_critic: Actor, graph_pool: Any = None) -> None:
         self.world_model, self.actor_critic, self.burn_in = world_model, actor_critic, actor_critic.burn_in
+        self._act: Callable[[Tensor, FilterMemory], tuple[Tensor, FilterMemory]] = self._act_eagerly
+        if graph_pool is not None:
+            self._act = CudaGraphed(self._act_eagerly, list, graph_pool)
 
     @property
     def device(self) -> torch.device:
@@ -54,7 +86,7 @@ class WorldModelPolicy:
         """The memory of `batch` episodes before their first frame."""
         zeros = torch.zeros(batch, dtype=torch.int64, device=self.device)
         state = self.world_model.initial_state(batch)
-        return FilterMemory(state, zeros, zeros == 0, self.actor_critic.network.initial_memory(batch))
+        return FilterMemory(state, zeros, zeros == 0, self.actor_critic.initial_memory(batch))
 
     @torch.no_grad()
     def observe(self, segment: SegmentBatch) -> FilterMemory:
@@ -63,10 +95,9 @@ class WorldModelPolicy:
         if segment.mask.shape[1] == 0:
             return memory
         state, inputs = self.world_model.observe(memory.state, segment)
-        actor = self.actor_critic.network.burn_in(inputs, segment.mask)
+        actor = self.actor_critic.warm_up(inputs, segment.mask)
         return FilterMemory(state, segment.actions[:, -1], ~segment.mask[:, -1], actor)
 
-    @torch.no_grad()
     def act(self, frames: Tensor, memory: FilterMemory) -> tuple[Tensor, FilterMemory]:
         """Sample an action for each frame.
 
@@ -77,6 +108,10 @@ class WorldModelPolicy:
         Returns:
             actions (B,) int64, and the memory after them.
         """
+        return self._act(frames, memory)
+
+    @torch.no_grad()
+    def _act_eagerly(self, frames: Tensor, memory: FilterMemory) -> tuple[Tensor, FilterMemory]:
         column = memory.last_action.unsqueeze(1)
         real, zeros = torch.ones_like(column, dtype=torch.bool), torch.zeros_like(column)
         segment = SegmentBatch(frames.unsqueeze(1), zeros, zeros.float(), zeros, real, memory.is_first.unsqueeze(1))

@@ -91,18 +91,18 @@ def make_optimizer(module: nn.Module, config: OptimizerConfig) -> tuple[torch.op
 def mask_step(optimizer: torch.optim.Optimizer, skip: Tensor) -> bool:
     """Let the next `step` of an optimizer change nothing, neither weights nor its own state, if a flag says so.
 
-    The host does not wait for the device if the optimizer is fused, as `make_optimizer`'s is on a GPU. The host reads
-    the flag for any other optimizer.
+    The host does not wait for the device if the optimizer is fused, as `make_optimizer`'s is on a GPU, or says that it
+    skips on the device, as `LaProp` does. The host reads the flag for any other optimizer.
 
     Args:
         optimizer: optimizer whose gradients have been computed.
         skip: () float32, 1 to skip the step and 0 to take it.
 
     Returns:
-        Whether the host knows that the step is skipped; always False for a fused optimizer.
+        Whether the host knows that the step is skipped; always False where the device decides.
     """
     # A checkpoint brings its own groups, so that one from a GPU is fused on a CPU as well, and the other way round.
-    if all(group.get("fused") for group in optimizer.param_groups):
+    if getattr(optimizer, "skips_on_device", False) or all(group.get("fused") for group in optimizer.param_groups):
         # The flag by which GradScaler skips a step of mixed precision; the kernels read it on the device.
         optimizer.found_inf = skip  # type: ignore[attr-defined]
         return False

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from delta_iris.acceleration.compile import compile_region
 
-__all__ = ["sample_categorical"]
+__all__ = ["categorical_from_uniform", "sample_categorical"]
 
 
 def sample_categorical(logits: Tensor) -> Tensor:
@@ -28,3 +28,18 @@ def sample_categorical(logits: Tensor) -> Tensor:
 @compile_region(dynamic=True)
 def _gumbel_argmax(logits: Tensor, exponential_noise: Tensor) -> Tensor:
     return (logits.float() - exponential_noise.log()).argmax(-1)
+
+
+def categorical_from_uniform(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """Sample indices by inverting the cumulative distribution: a function of the random numbers that it is given.
+
+    Args:
+        probabilities: (…, N), which sum to 1.
+        uniform: (…) random numbers in [0, 1), one for each distribution.
+
+    Returns:
+        (…) int64 indices.
+    """
+    cumulative = probabilities.float().cumsum(-1)
+    # Rounding may leave the last sum a little below 1.
+    return (cumulative <= uniform.unsqueeze(-1)).sum(-1).clamp(max=probabilities.shape[-1] - 1)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from delta_iris.acceleration.compile import compile_region
 
-__all__ = ["SymlogTwoHot", "symexp", "symlog"]
+__all__ = ["SymexpTwoHot", "SymlogTwoHot", "UnitGaussian", "symexp", "symlog"]
 
 
 def symlog(x: Tensor) -> Tensor:
@@ -102,3 +102,48 @@ class SymlogTwoHot(nn.Module):
         if self.symlog_mean:
             return symexp((probabilities * symlog(self.bins)).sum(-1))
         return (probabilities * self.bins).sum(-1)
+
+
+class SymexpTwoHot(SymlogTwoHot):
+    """`SymlogTwoHot` whose mean adds bins of opposite sign first, as DreamerV3's does.
+
+    Uniform logits then have a mean of exactly zero, so that heads may start with weights of zero.
+
+    Args:
+        num_bins: number of bins, odd.
+        limit: symlog of the outermost bin.
+
+    Raises:
+        ValueError: if `num_bins` is even.
+    """
+
+    def __init__(self, num_bins: int = 255, limit: float = 20.0) -> None:
+        if num_bins % 2 == 0:
+            raise ValueError(f"num_bins is {num_bins}: it must be odd, so that one bin is zero")
+        super().__init__(num_bins, limit)
+
+    @compile_region()
+    def mean(self, logits: Tensor) -> Tensor:
+        """Decode logits (…, num_bins) into scalars (…), the mean of the bins."""
+        probabilities = logits.float().softmax(-1)
+        half = self.num_bins // 2
+        differences = probabilities[..., half + 1 :] - probabilities[..., :half].flip(-1)
+        return (differences * self.bins[half + 1 :]).sum(-1)
+
+
+class UnitGaussian(nn.Module):
+    """Scalars as the means of normal distributions of variance 1, with the interface of `SymlogTwoHot` (DreamerV2).
+
+    Attributes:
+        num_bins: outputs that a head needs, 1.
+    """
+
+    num_bins = 1
+
+    def cross_entropy(self, outputs: Tensor, values: Tensor) -> Tensor:
+        """Return the negative log-likelihood of values (…) under outputs (…, 1), without its constant: (…)."""
+        return (outputs.squeeze(-1).float() - values).square() / 2
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        """Decode outputs (…, 1) into scalars (…)."""
+        return outputs.squeeze(-1).float()

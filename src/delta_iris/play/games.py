@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from delta_iris.actor_critic.module import ActorCritic
 from delta_iris.actor_critic.network import Memory
 from delta_iris.actor_critic.policy import FramePolicy
 from delta_iris.data.segment import SegmentBatch, to_float, to_images
 from delta_iris.errors import UserError
+from delta_iris.imagination.policy import Actor
 from delta_iris.nn.sampling import sample_categorical
 from delta_iris.pretrained import Agent
 from delta_iris.world_models.base import WorldModel
@@ -49,10 +49,10 @@ class PolicyOutput(NamedTuple):
 
 
 @torch.no_grad()
-def _evaluate(actor_critic: ActorCritic, inputs: Tensor, memory: Memory) -> PolicyOutput:
+def _evaluate(actor_critic: Actor, inputs: Tensor, memory: Memory) -> PolicyOutput:
     """Show an observation (1, *input_shape) to the actor-critic."""
-    logits, value_logits, memory = actor_critic.network(inputs.float().unsqueeze(1), memory)
-    return PolicyOutput(logits[:, 0], float(actor_critic.value_codec.mean(value_logits)), memory)
+    logits, values, memory = actor_critic.evaluate(inputs, memory)
+    return PolicyOutput(logits, float(values), memory)
 
 
 class RealGame:
@@ -91,7 +91,7 @@ class RealGame:
             )
         self._world_model, self._context = agent.world_model, agent.system.context
         policy: Any = agent.system.make_policy()
-        self.actor_critic: ActorCritic = policy.actor_critic
+        self.actor_critic: Actor = policy.actor_critic
         # Other policies see what the world model makes of the frames.
         self._perceive = policy.perceive if isinstance(policy, FramePolicy) else None
         self._frames: deque[Frame] = deque(maxlen=self._context)
@@ -116,7 +116,7 @@ class RealGame:
         if self._perceive is None:
             assert self._world_model is not None
             self._filtered = self._world_model.initial_state(1)
-        self._see(np.asarray(frame), self.actor_critic.network.initial_memory(1))
+        self._see(np.asarray(frame), self.actor_critic.initial_memory(1))
 
     def step(self, action: int) -> None:
         """Act in the environment.

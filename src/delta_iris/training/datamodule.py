@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from delta_iris.data.replay import Replay
 from delta_iris.data.replay_reader import ReplayReader
 from delta_iris.data.sampler import SegmentSampler
 from delta_iris.data.segment import SegmentBatch, SegmentIndex
+from delta_iris.data.streams import EpisodeStreams, StreamSampler
 from delta_iris.distributed import gather_objects
 from delta_iris.envs.pool import EnvPool
 from delta_iris.envs.vector import check_env, make_vector_env
@@ -26,7 +28,7 @@ from delta_iris.errors import UserError
 from delta_iris.scratch import process_scratch
 from delta_iris.training.held_out import HeldOutBatches
 from delta_iris.training.learner import Learner
-from delta_iris.training.phase import Phase
+from delta_iris.training.phase import Phase, Sampling
 from delta_iris.training.random_state import get_random_states, set_random_states
 from delta_iris.training.run_folder import RunFolder
 
@@ -116,7 +118,7 @@ class ReplayDataModule(L.LightningDataModule):
         self.max_test_episode_steps = max_test_episode_steps
         self.replay: Replay
         self.collector: Collector
-        self.samplers: dict[str, SegmentSampler] = {}
+        self.samplers: dict[str, SegmentSampler | StreamSampler] = {}
         self.recorded: list[Path] | list[ReplayEpisode] = []
         # The state before a collection under way, which a checkpoint holds: a resumed run does it again.
         self._before_collection: dict[str, Any] | None = None
@@ -184,17 +186,9 @@ class ReplayDataModule(L.LightningDataModule):
             self.recorded = find_recorded_episodes(Path(self.recorded_episodes), self.world_size)
         self.replay = Replay(folder, self.frame_shape, skip_damaged=self.skip_damaged_episodes)
         for index, phase in enumerate(self.learner.phases):
-            sampling = phase.sampling
-            self.samplers[phase.name] = SegmentSampler(
-                sampling.length,
-                sampling.pad_start,
-                sampling.pad_end,
-                self.seed + 7919 * index,
-                sampling.priority_exponent,
-                sampling.recent_frames and -(-sampling.recent_frames // self.world_size),
-            )
+            self.samplers[phase.name] = self._make_sampler(phase.sampling, self.seed + 7919 * index)
             # All processes of this machine share its memory.
-            bytes_per_batch = self._dataset(sampling.length).bytes_per_batch(self._batch_size(phase))
+            bytes_per_batch = self._dataset(phase.sampling.length).bytes_per_batch(self._batch_size(phase))
             most_steps = max(phase.schedule.steps_in(0), phase.schedule.steps_in(1))
             check_shared_memory(self.num_workers, bytes_per_batch * self.trainer.num_devices, most_steps)
         number = self.split_across_ranks("data.num_envs", self.num_envs)
@@ -223,6 +217,18 @@ class ReplayDataModule(L.LightningDataModule):
                     f"data.{key} is {episodes}, but each of the {self.num_test_envs} data.num_test_envs must run the "
                     "same number (taking the first to finish would favour short episodes): make it a multiple"
                 )
+
+    def _make_sampler(self, sampling: Sampling, seed: int) -> SegmentSampler | StreamSampler:
+        if sampling.across_episodes:
+            return StreamSampler(sampling.length, seed)
+        return SegmentSampler(
+            sampling.length,
+            sampling.pad_start,
+            sampling.pad_end,
+            seed,
+            sampling.priority_exponent,
+            sampling.recent_frames and -(-sampling.recent_frames // self.world_size),
+        )
 
     @property
     def seed(self) -> int:
@@ -382,13 +388,18 @@ class ReplayDataModule(L.LightningDataModule):
         batch_size = self._batch_size(phase)
         # All draws now: they are cheap, and an interrupted phase can then resume at any batch.
         try:
-            batches = [sampler.draw(self.replay.lengths, batch_size, update_counts) for _ in range(steps)]
+            streams = None
+            if isinstance(sampler, StreamSampler):
+                streams = self._streams()
+                batches = [sampler.draw(streams, batch_size) for _ in range(steps)]
+            else:
+                batches = [sampler.draw(self.replay.lengths, batch_size, update_counts) for _ in range(steps)]
         except ValueError as error:
             raise UserError(
-                f"{phase.name}: {error}: use a shorter horizon or burn_in, or collect more frames"
+                f"{phase.name}: {error}: use a shorter horizon, burn_in or segment_length, or collect more frames"
             ) from error
         self._phase_batches = batches
-        dataset = self._dataset(sampler.length)
+        dataset = self._dataset(phase.sampling.length, streams)
         pin_memory = torch.cuda.is_available()
         return segment_loader(dataset, batches, self.num_workers, skip, pin_memory, phase=phase.name)
 
@@ -399,8 +410,14 @@ class ReplayDataModule(L.LightningDataModule):
     def _batch_size(self, phase: Phase) -> int:
         return self.split_across_ranks(f"model.init_args.schedule.{phase.name}.batch_size", phase.schedule.batch_size)
 
-    def _dataset(self, length: int) -> SegmentDataset:
-        return SegmentDataset(self.replay.folder, self.frame_shape, length, skip_damaged=self.skip_damaged_episodes)
+    def _dataset(self, length: int, streams: EpisodeStreams | None = None) -> SegmentDataset:
+        return SegmentDataset(self.replay.folder, self.frame_shape, length, self.skip_damaged_episodes, streams)
+
+    def _streams(self) -> EpisodeStreams:
+        """How the replay's episodes follow one another."""
+        lengths = self.replay.lengths  # waits until all of them are on the disk; 0 for those that are left out
+        streams = ReplayReader(self.replay.folder, self.frame_shape, self.skip_damaged_episodes).streams()
+        return replace(streams, lengths=lengths)
 
     def end_phase(self) -> None:
         """Mark a phase as complete: checkpoints saved from now on hold the sampler's state after it."""

@@ -12,7 +12,7 @@ import lightning as L
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from delta_iris.acceleration.compile import compiled_regions
@@ -137,8 +137,7 @@ class Learner(L.LightningModule):
     def on_train_start(self) -> None:
         """Take the learning rates from the configuration: on a resume the checkpoint has just restored its own."""
         for phase, optimizer, schedule in zip(self.phases, *self._optimizers_and_schedules(), strict=True):
-            config: Any = phase.module.optimizer_config
-            schedule.base_lrs = [config.learning_rate] * len(optimizer.param_groups)
+            schedule.base_lrs = [*phase.learning_rates(len(optimizer.param_groups))]
             for group, rate, scale in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
                 group["initial_lr"], group["lr"] = rate, rate * scale(schedule.last_epoch)
 
@@ -243,8 +242,7 @@ class Learner(L.LightningModule):
                 metrics[name] = metrics[name] + value.detach() if name in metrics else value.detach()
         average_loss = average_gradients(module.parameters(), metrics["loss"])
         # Clipped here, because the Trainer does not clip in manual optimization.
-        config: Any = module.optimizer_config
-        norm = nn.utils.clip_grad_norm_(module.parameters(), config.max_grad_norm)
+        norm = phase.clip_gradients()
         skip = ~(average_loss.isfinite() & norm.isfinite())
         return metrics | phase.after_backward(aux, skip) | {"gradient_norm": norm, SKIPPED: skip.float()}
 
@@ -310,8 +308,8 @@ class Learner(L.LightningModule):
                 raise UserError(
                     f"{phase.name}: the loss or its gradient became infinite or NaN, and {count.in_a_row} optimizer "
                     f"steps in a row, from step {count.first} on, were skipped: resume a checkpoint from before that "
-                    f"step with --ckpt_path and a smaller model.init_args.{phase.name}.init_args.optimizer."
-                    "learning_rate, or trainer.precision=32-true; model.init_args.max_skipped_steps "
+                    f"step with --ckpt_path and a smaller {phase.learning_rate_key}, or trainer.precision=32-true; "
+                    "model.init_args.max_skipped_steps "
                     f"({self.max_skipped_steps}) is how many in a row are allowed"
                 )
 

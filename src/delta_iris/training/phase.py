@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from delta_iris.data.segment import SegmentBatch
@@ -48,6 +48,8 @@ class Sampling:
         priority_exponent: how strongly episodes that were drawn less often are preferred.
         recent_frames: draw from the latest episodes that together hold this many frames, over all processes; from the
             whole replay where None.
+        across_episodes: let segments run on into the next episode of the same environment, and hold each episode's
+            final frame; see `StreamSampler`. Padding, priority and recency do not apply then.
     """
 
     length: int
@@ -55,6 +57,7 @@ class Sampling:
     pad_end: int
     priority_exponent: float = 5.0
     recent_frames: int | None = None
+    across_episodes: bool = False
 
 
 class Phase:
@@ -106,6 +109,21 @@ class Phase:
     def minibatches(self, batch: Any) -> Iterable[Any]:
         """The batches of the optimizer steps that one prepared batch is used for."""
         return (batch,)
+
+    @property
+    def learning_rate_key(self) -> str:
+        """The configuration key of the learning rate, for messages."""
+        return f"model.init_args.{self.name}.init_args.optimizer.learning_rate"
+
+    def learning_rates(self, groups: int) -> list[float]:
+        """The configured learning rates of the optimizer's parameter groups, of which there are `groups`."""
+        config: Any = self.module.optimizer_config
+        return [config.learning_rate] * groups
+
+    def clip_gradients(self) -> Tensor:
+        """Clip the gradients, averaged over processes; return their norm before that, () on the device."""
+        config: Any = self.module.optimizer_config
+        return nn.utils.clip_grad_norm_(self.module.parameters(), config.max_grad_norm)
 
     def loss(self, part: Any, batch: Any | None) -> LossOutput:
         """The loss of a part of a minibatch; `batch` is the whole of it, or None where the part is all of it."""
