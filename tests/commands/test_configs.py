@@ -43,7 +43,7 @@ def base_of(name: str) -> str:
     """The configuration that a stacked one stands on."""
     if name.startswith("dreamer_v3_"):
         return "dreamer_v3.yaml"
-    return "iris.yaml" if name.startswith("iris_") else "crafter.yaml"
+    return "iris.yaml" if name == "iris_16.yaml" else "crafter.yaml"
 
 
 def system_of(name: str) -> type[Learner]:

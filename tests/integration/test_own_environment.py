@@ -19,9 +19,18 @@ TINY_MODEL = {key: value for key, value in yaml.safe_load(TINY.read_text()).item
 FEW = {"num_test_envs": 1, "val_episodes": 1, "num_workers": 1, "val_batches": 1, "max_test_episode_steps": 30}
 
 
-def small(folder: Path) -> Path:
+TINY_IRIS = {
+    "tokenizer": {"tokens_per_frame": 16, "codebook": {"size": 16, "dim": 8}, "autoencoder": {"channels": 4}},
+    "dynamics": {"transformer": {"dim": 16, "layers": 1, "heads": 2}},
+    "actor_critic": TINY_MODEL["model"]["init_args"]["actor_critic"]["init_args"],
+}
+
+
+def small(folder: Path, name: str) -> Path:
     """A configuration to stack on another one: an epoch of a tiny model."""
     content = deepcopy(TINY_MODEL) | {"data": FEW}
+    if name.startswith("iris"):
+        content["model"] = {"init_args": {part: {"init_args": values} for part, values in TINY_IRIS.items()}}
     steps = {"first_epoch_steps": 2, "batch_size": 2}
     content["model"]["init_args"]["schedule"] = {
         "collection": {"first_epoch_frames": 120},
@@ -32,11 +41,16 @@ def small(folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("name", "module"), [("atari", "ale_py"), ("minigrid", "minigrid")])
+@pytest.mark.parametrize(("name", "module"), [("atari", "ale_py"), ("iris_atari", "ale_py"), ("minigrid", "minigrid")])
 def test_a_shipped_configuration_of_another_game_runs(tmp_path: Path, name: str, module: str) -> None:
     pytest.importorskip(module)
     output = fit(
-        "--config", small(tmp_path), "--trainer.max_epochs", 1, cwd=tmp_path, config=ROOT / "configs" / f"{name}.yaml"
+        "--config",
+        small(tmp_path, name),
+        "--trainer.max_epochs",
+        1,
+        cwd=tmp_path,
+        config=ROOT / "configs" / f"{name}.yaml",
     )
     assert "Done: 1 epochs, 120 frames" in output
     folder = tmp_path / "lightning_logs" / name / "version_0"
