@@ -62,8 +62,10 @@ class RunSummary(L.Callback):
                 print(f"  best agent         {to_test} ({checkpoint.monitor} {float(checkpoint.best_model_score):.2f})")
         if to_test and trainer.datamodule.environment is not None:  # type: ignore[attr-defined]
             print(f"  test the agent     delta-iris test --config {folder / 'config.yaml'} --ckpt_path {to_test}")
+            print(f"  play, or watch     delta-iris play {to_test}")
         logs = folder.parents[1] if len(folder.parents) > 1 else folder
         print(f"  curves and images  tensorboard --logdir {logs}")
+        print(f"  one page           delta-iris report {folder}")
 
 
 def _shorten(path: str) -> str:
