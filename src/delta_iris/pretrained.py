@@ -206,14 +206,23 @@ class Agent:
         """Create the environment that the agent is tested in, with its options and wrappers.
 
         Raises:
-            UserError: if it cannot be created, a package that is not trusted would be imported, or the agent has
-                learned from recorded episodes only.
+            UserError: if it cannot be created, is another game than the agent's, or would import a package that is
+                not trusted; or if the agent has learned from recorded episodes only.
         """
         data = self.configuration["data"]
         refuse_foreign_environment(data, "this agent", self._trust, ADVICE)
         if data["environment"] is None:
             raise UserError("the agent was trained without an environment: there is no game for it to play")
-        return make_env(data["environment"], data.get("wrappers"), **(data.get("environment_options") or {}))
+        env = make_env(data["environment"], data.get("wrappers"), **(data.get("environment_options") or {}))
+        height, width = data["frame_size"]
+        shape, actions = env.observation_space.shape, getattr(env.action_space, "n", None)
+        if shape != (height, width, 3) or actions != data["num_actions"]:
+            env.close()
+            raise UserError(
+                f"the agent knows frames of {height}×{width} and {data['num_actions']} actions, but "
+                f"{data['environment']} has observations of shape {shape} and {actions or 'no discrete'} actions"
+            )
+        return env
 
     def reset(self) -> None:
         """Forget the episode. Call it before each episode's first frame."""
@@ -272,12 +281,13 @@ class Agent:
         return int(action)
 
 
-def load_pretrained(folder: Path | str, trust: Sequence[str] = ()) -> Agent:
+def load_pretrained(folder: Path | str, trust: Sequence[str] = (), advice: str = ADVICE) -> Agent:
     """Load an exported agent, or the agent of a checkpoint.
 
     Args:
         folder: that `export_agent` made; or a checkpoint of a run, `<run>/checkpoints/….ckpt`.
         trust: top-level packages, besides this one, whose classes and environments the configuration may name.
+        advice: how a message says to trust one more, with `{package}`.
 
     Raises:
         UserError: if something is missing or damaged, or the configuration names a class of another package.
@@ -290,7 +300,7 @@ def load_pretrained(folder: Path | str, trust: Sequence[str] = ()) -> Agent:
     for key, value in walk(configuration["model"], "model"):
         # The parser takes the name of a class or a function in place of a group too.
         if is_dotted_name(value):
-            refuse_foreign_name(value.strip(), f"{source}: {key}", trust, ADVICE)
+            refuse_foreign_name(value.strip(), f"{source}: {key}", trust, advice)
     with _one_message(source):
         if not trust:
             # Without memory, so that a small file cannot ask for a large network; a stranger's code may not work so.

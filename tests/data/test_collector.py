@@ -67,6 +67,7 @@ class Recorder:
         self.shown: list[list[int]] = []
         self.ages: list[list[int]] = []
         self.actions: list[list[int]] = []
+        self.taken: list[list[int]] = []
 
     def initial_memory(self, batch: int) -> RecorderMemory:
         """See `Policy.initial_memory`."""
@@ -84,6 +85,11 @@ class Recorder:
         actions = (torch.arange(len(frames)) + len(self.shown)) % 3
         self.actions.append(actions.tolist())
         return actions, RecorderMemory(memory.age + 1)
+
+    def with_actions(self, memory: RecorderMemory, actions: Tensor) -> RecorderMemory:
+        """See `Policy.with_actions`."""
+        self.taken.append(actions.tolist())
+        return memory
 
     def reset_where(self, memory: RecorderMemory, ended: Tensor) -> RecorderMemory:
         """See `Policy.reset_where`."""
@@ -113,6 +119,14 @@ def last_unfinished(collector: Collector, environment: int) -> tuple[list[int], 
     """Counts and actions of the episode that the present frame continues; nothing if it is an episode's first."""
     steps = episodes_of(collector, environment)[-1]
     return ([], []) if steps.terminated[-1] else (counts_of(steps.frames), steps.actions.tolist())
+
+
+def test_a_policy_is_told_the_actions_that_were_taken_in_place_of_its_own(collector: Collector) -> None:
+    recorder = Recorder()
+    collector.collect(recorder, 12, epsilon=0.5)
+    stored = [np.concatenate([steps.actions for steps in episodes_of(collector, i)]).tolist() for i in range(3)]
+    assert [list(row) for row in zip(*recorder.taken, strict=True)] == stored
+    assert recorder.taken != recorder.actions
 
 
 def test_a_policy_observes_the_last_steps_of_unfinished_episodes(collector: Collector) -> None:

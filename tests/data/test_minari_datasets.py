@@ -321,8 +321,16 @@ def endless(file: Any, elsewhere: Path) -> None:
         file[f"episode_0/{name}"].resize((1 << 40) + extra, axis=0)
 
 
+def texts(file: Any, elsewhere: Path) -> None:
+    """Texts of two megabytes each, of which the file holds none."""
+    del file["episode_0/rewards"]
+    file["episode_0"].create_dataset("rewards", (2,), "S2000000")
+
+
 @pytest.mark.parametrize(
-    "strange", [links, external, linked_episode, virtual, missing, shorter, goes_on, endless], ids=lambda f: f.__name__
+    "strange",
+    [links, external, linked_episode, virtual, missing, shorter, goes_on, endless, texts],
+    ids=lambda f: f.__name__,
 )
 def test_a_strange_file_is_refused_before_it_leads_elsewhere(tmp_path: Path, root: Path, strange: Any) -> None:
     make_dataset("strange-v0", RGB, [random_frames(*RGB.shape)], jpeg_encoding=False)

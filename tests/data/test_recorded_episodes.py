@@ -166,6 +166,17 @@ def test_sizes_are_checked_before_memory_is_asked_for(
     assert "huge.npz" in str(error.value)
 
 
+def test_a_long_header_is_not_read(tmp_path: Path) -> None:
+    header = b"\x93NUMPY\x02\x00" + (50 << 20).to_bytes(4, "little") + bytes(50 << 20)
+    with zipfile.ZipFile(tmp_path / "header.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("image.npy", header)
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"image\.npy has version \(2, 0\)"):
+        read_recorded_episode(tmp_path / "header.npz", SHAPE, 17)
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()
+
+
 def test_an_episode_above_the_limit_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorded_episodes, "MAX_EPISODE_BYTES", 20 * 3072)
     path = save(tmp_path / "long.npz", **make_episode(20))

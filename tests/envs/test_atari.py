@@ -1,4 +1,4 @@
-"""Tests that `configs/atari.yaml` plays by the Atari 100k protocol."""
+"""Tests that `configs/parts/atari_100k.yaml` plays by the Atari 100k protocol."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.commands.config_helpers import CONFIGS
 
 pytest.importorskip("ale_py")
 
-DATA = yaml.safe_load((CONFIGS / "atari.yaml").read_text())["data"]
+DATA = yaml.safe_load((CONFIGS / "parts" / "atari_100k.yaml").read_text())
 BREAKOUT = "ale_py:ALE/Breakout-v5"
 
 

@@ -127,6 +127,9 @@ def test_steps_and_resets_follow_gymnasium(mode: AutoresetMode, recurrent: bool,
             if over and mode is not AutoresetMode.NEXT_STEP:
                 episodes.append([(frame if mode is AutoresetMode.SAME_STEP else step[5][index],)])
         recorded.append(episodes)
+        if not recurrent:  # whose first frames would be reconstructions
+            assert all(is_a_start(episode[0][0]) for episode in episodes)
+            assert not any(is_a_start(frame) for episode in episodes for frame, *_ in episode[1:])
     expected = SyncVectorEnv([lambda played=played: Playback(played) for played in recorded], autoreset_mode=mode)  # type: ignore[misc]
     assert np.array_equal(expected.reset()[0], first)
     for step in steps:
@@ -248,6 +251,8 @@ def test_what_cannot_be_done_is_refused() -> None:
     envs.reset(seed=0)
     with pytest.raises(ValueError, match="3 bools"):
         envs.reset(options={"reset_mask": ZEROS})
+    with pytest.raises(ValueError, match="names no environment"):
+        envs.reset(options={"reset_mask": ZEROS == 1})
     envs.step(ZEROS)
     with pytest.raises(gym.error.ResetNeeded):
         envs.step(ZEROS)

@@ -76,6 +76,12 @@ def test_the_mean_over_runs_is_taken_where_all_are() -> None:
     first = Band(np.array([0.0, 10, 20]), np.array([0.0, 1, 2]), none)
     second = Band(np.array([5.0, 15, 25]), np.array([1.5, 2.5, 3.5]), none)
     band = mean_over_runs([first, second], points=16)
+    assert band is not None
     assert (band.x[0], band.x[-1]) == (5, 20)
     assert band.mean == pytest.approx(band.x / 10 + 0.5)
     assert band.half == pytest.approx(np.full(16, mean_interval([0.5, 1.5])[1]))
+
+
+def test_runs_that_are_nowhere_together_have_no_mean() -> None:
+    first, second = (Band(np.array(x), np.zeros(2), np.zeros(2)) for x in ([0.0, 10], [11.0, 20]))
+    assert mean_over_runs([first, second]) is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from delta_iris.acceleration.inference_copy import InferenceCopy
 from delta_iris.world_models.iris.gradient_quantizer import GradientCodebookConfig, GradientQuantizer
 
 
@@ -50,3 +51,13 @@ def test_update_measures_real_tokens_and_changes_nothing() -> None:
 def test_invalid_sizes_raise(sizes: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="both must be 1 or more"):
         GradientCodebookConfig(*sizes)
+
+
+def test_a_copy_for_inference_gives_the_same_tokens() -> None:
+    quantizer = GradientQuantizer(GradientCodebookConfig(size=64, dim=8))
+    with torch.no_grad():
+        quantizer.codebook.add_(3)  # codewords with a common part are close to each other in bf16
+    copied = InferenceCopy(quantizer, torch.bfloat16)
+    copied.sync()
+    latents = 3 + torch.randn(500, 8) / 64
+    assert torch.equal(copied.module(latents)[0], quantizer(latents)[0])

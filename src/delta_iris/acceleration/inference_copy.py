@@ -20,7 +20,8 @@ class InferenceCopy(Generic[M]):
 
     Args:
         source: module to copy.
-        dtype: dtype of the copy's parameters; buffers keep their own.
+        dtype: dtype of the copy's parameters; buffers keep their own, and so do the parameters of modules with a true
+            attribute `keeps_precision`.
 
     Attributes:
         module: the copy. `sync` updates it in place, so CUDA graphs may read its memory.
@@ -29,9 +30,11 @@ class InferenceCopy(Generic[M]):
     def __init__(self, source: M, dtype: torch.dtype) -> None:
         self._source = source
         self.module = copy.deepcopy(source).requires_grad_(False)
-        for parameter in self.module.parameters():
-            parameter.grad = None
-            parameter.data = parameter.data.to(dtype)
+        for module in self.module.modules():
+            for parameter in module.parameters(recurse=False):
+                parameter.grad = None
+                if not getattr(module, "keeps_precision", False):
+                    parameter.data = parameter.data.to(dtype)
 
     @torch.no_grad()
     def sync(self) -> None:

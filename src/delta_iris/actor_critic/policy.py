@@ -60,6 +60,10 @@ class FramePolicy:
         """
         return self._launch(frames, memory)
 
+    def with_actions(self, memory: Memory, actions: Tensor) -> Memory:
+        """The memory, which does not depend on the actions taken."""
+        return memory
+
     def reset_where(self, memory: Memory, ended: Tensor) -> Memory:
         """Clear the memory of the episodes that `ended` (B,) bool."""
         keep = (~ended).view(1, -1, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from delta_iris.commands.trust import check_file
+from delta_iris.commands.trust import ADVICE, check_file
 from delta_iris.pretrained import Agent, load_pretrained
 
 __all__ = ["load_agent"]
@@ -20,8 +20,8 @@ def load_agent(path: Path, trust: str | None) -> Agent:
     Raises:
         UserError: if it cannot be loaded, or names something that is not trusted.
     """
-    packages = trust.split(",") if trust else []
-    agent = load_pretrained(path, packages)
+    packages = [name.strip() for name in trust.split(",")] if trust else []
+    agent = load_pretrained(path, packages, ADVICE)
     # Of a stranger's file too: the id of an environment can name a module to import.
     check_file({"data": agent.configuration["data"]}, str(path), packages)
     return agent

@@ -52,7 +52,7 @@ def data(
     if key is not None:
         raise UserError("--key is for import: a replay holds frames only")
     run = Path(source)
-    size = export_minari(find_replays(run), target, num_actions or _num_actions(run))
+    size = export_minari(find_replays(run), target, _num_actions(run) if num_actions is None else num_actions)
     print(f"Written: {target}, {_describe(size)}. To read it:")
     print(f"  minari.load_dataset({target!r})")
 

@@ -57,9 +57,17 @@ def dream(
         fps: frames a second of the animations, at most 50.
         trust: top-level packages, separated by commas, whose classes and environments the agent may name.
     """
-    for name, value, least, most in (("steps", steps, 1, MAX_FRAMES), ("fps", fps, 1, 50), ("start", start, 0, 10**9)):
+    limits = (
+        ("steps", steps, MAX_FRAMES, 1),
+        ("fps", fps, 50, 1),
+        ("start", start, 10**9, 0),
+        ("seed", seed, 2**32 - 1, 0),
+    )
+    for name, value, most, least in limits:
         if not least <= value <= most:
             raise UserError(f"{name} is {value}: it must be between {least} and {most}")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"out is {out}, a file: name a folder")
     loaded = load_agent(agent, trust)
     model, system = loaded.world_model, loaded.system
     if model is None:

@@ -47,6 +47,9 @@ class Policy(Protocol):
     def act(self, frames: Tensor, memory: Any) -> tuple[Tensor, Any]:
         """Actions (N,) int64 for frames (N, 3, H, W) in [0, 1], and the memory after them."""
 
+    def with_actions(self, memory: Any, actions: Tensor) -> Any:
+        """The memory after `act` if the actions (N,) int64 are taken, some of which may not be those chosen."""
+
     def reset_where(self, memory: Any, ended: Tensor) -> Any:
         """Clear the memory of the episodes that `ended` (N,) bool."""
 
@@ -281,6 +284,7 @@ class Collector:
         if epsilon > 0:
             explore = self.random.random(num_envs) < epsilon
             actions = np.where(explore, self.random.integers(num_actions, size=num_envs), actions)
+            memory = policy.with_actions(memory, torch.from_numpy(actions).to(policy.device))
         return actions, memory
 
     def _burn_in(self, policy: Policy) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,8 +29,8 @@ from delta_iris.files import open_regular, read_text
 
 __all__ = ["DatasetSize", "export_minari", "import_minari"]
 
-BLOCK_STEPS = 256
-"""Steps of an episode that are in memory at a time on import."""
+BLOCK_STEPS, BLOCK_BYTES = 256, 64 << 20
+"""Steps of an episode that are in memory at a time on import, and what their frames take at most."""
 
 BATCH_BYTES = 64 << 20
 """Frames that are handed to Minari at a time on export, unless a single episode is larger."""
@@ -224,6 +225,8 @@ def _check_dataset(dataset: Path, source: str, key: str | None) -> tuple[gym.spa
             f"{source} has the observation space {_short(observation)}, but frames (H, W, 3) or (H, W) of uint8 are "
             "needed: choose another dataset, or another --key"
         )
+    if math.prod(observation.shape) > BLOCK_BYTES:
+        raise UserError(f"{source} has frames of {math.prod(observation.shape):,} bytes: choose another dataset")
     return observation, int(action.n)
 
 
@@ -261,8 +264,9 @@ def _import_episode(
     if not raw and len(observations.shape) > 2:
         raise ValueError(f"the observations of {name} have another shape than the space")
     final_known = bool(file[name].attrs.get(FINAL_KNOWN, True))
-    for start in range(0, length, BLOCK_STEPS):
-        stop = min(start + BLOCK_STEPS, length)
+    block = max(1, min(BLOCK_STEPS, BLOCK_BYTES // math.prod(shape)))
+    for start in range(0, length, block):
+        stop = min(start + block, length)
         last = stop == length
         frames = _frames(observations[start : stop + last], shape, raw)
         actions, rewards, *flags = (column[start:stop] for column in columns.values())
@@ -295,6 +299,9 @@ def _array(file: Any, *names: str) -> Any:
         found = found[name]
     if not isinstance(found, h5py.Dataset) or found.is_virtual or found.external:
         raise ValueError(f"{path} is no array of this file")
+    dtype = h5py.check_vlen_dtype(found.dtype) or found.dtype
+    if dtype.kind not in "iufb" or dtype.itemsize > 8:
+        raise ValueError(f"{path} consists of {str(dtype)[:40]}, not of numbers")
     if found.chunks is not None and np.prod(found.chunks, dtype=float) * found.dtype.itemsize > MAX_CHUNK_BYTES:
         raise ValueError(f"{path} has too large chunks")
     return found

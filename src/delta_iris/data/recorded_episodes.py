@@ -210,11 +210,10 @@ def _read_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Header | N
     with archive.open(info) as member:  # also checks that both of its names are the same
         if not info.filename.endswith(".npy"):
             return None
-        version = npy.read_magic(member)
-        if version not in ((1, 0), (2, 0)):
+        # NumPy writes others only for headers of more than 64 KB, which it reads before it can refuse them.
+        if (version := npy.read_magic(member)) != (1, 0):
             raise ValueError(f"{info.filename} has version {version}")
-        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, _, dtype = read(member)
+        shape, _, dtype = npy.read_array_header_1_0(member)
         if dtype.hasobject:
             return _Header(shape, dtype)  # refused if it is one of ours; never read
         # Python's integers, which do not overflow.

@@ -119,6 +119,10 @@ class WorldModelPolicy:
         action, actor = self.actor_critic.act(inputs[:, -1], memory.actor)
         return action, FilterMemory(state, action, torch.zeros_like(memory.is_first), actor)
 
+    def with_actions(self, memory: FilterMemory, actions: Tensor) -> FilterMemory:
+        """The memory after `act` if the actions (B,) int64 are taken instead of those chosen."""
+        return memory._replace(last_action=actions)
+
     def reset_where(self, memory: FilterMemory, ended: Tensor) -> FilterMemory:
         """Clear the memory of the episodes that `ended` (B,) bool."""
         keep = (~ended).view(1, -1, 1)

@@ -76,7 +76,6 @@ class ImaginedVectorEnv(VectorEnv[Frames, NDArray[np.int64], Any]):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.render_mode = "rgb_array"
         self.metadata = {"autoreset_mode": self.autoreset_mode, "render_modes": ["rgb_array"]}
-        self._seed = 0
         self._random_state: Tensor | None = None
 
     def reset(
@@ -97,12 +96,15 @@ class ImaginedVectorEnv(VectorEnv[Frames, NDArray[np.int64], Any]):
             raise ValueError("give one seed: the environments are one batch and share their random numbers")
         if seed is not None or self._state is None:
             super().reset(seed=seed)
-            self._seed, self._random_state = int(self.np_random.integers(2**63)), None
+            generator = torch.Generator(self._device).manual_seed(int(self.np_random.integers(2**63)))
+            self._random_state = generator.get_state()
         which = (options or {}).get("reset_mask")
         if which is None:
             which, self._state = np.ones(self.num_envs, np.bool_), None
         elif not isinstance(which, np.ndarray) or which.dtype != np.bool_ or which.shape != (self.num_envs,):
             raise ValueError(f"reset_mask must be an array of {self.num_envs} bools")
+        elif not which.any():
+            raise ValueError("reset_mask names no environment")
         elif self._state is None:
             raise ValueError("reset all environments before you reset some of them")
         self._start_anew(which)
@@ -161,12 +163,14 @@ class ImaginedVectorEnv(VectorEnv[Frames, NDArray[np.int64], Any]):
     @contextmanager
     def _own_random_numbers(self) -> Iterator[None]:
         """Let PyTorch draw from this object's random numbers."""
-        is_cuda = self._device.type == "cuda"
-        generators: Any = torch.cuda if is_cuda else torch
-        with torch.random.fork_rng([self._device] if is_cuda else []):
-            if self._random_state is None:
-                torch.manual_seed(self._seed)
-            else:
-                generators.set_rng_state(self._random_state)
-            yield
-            self._random_state = generators.get_rng_state()
+        assert self._random_state is not None
+        if self._device.type == "cuda":
+            with torch.random.fork_rng([self._device]):
+                torch.cuda.set_rng_state(self._random_state, self._device)
+                yield
+                self._random_state = torch.cuda.get_rng_state(self._device)
+        else:
+            with torch.random.fork_rng([]):
+                torch.set_rng_state(self._random_state)
+                yield
+                self._random_state = torch.get_rng_state()

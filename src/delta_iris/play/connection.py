@@ -20,6 +20,9 @@ __all__ = ["Connection"]
 
 T = TypeVar("T")
 
+SEND_TIMEOUT = 20
+"""Seconds after which a page that takes no more frames is given up."""
+
 POLICY_VIOLATION, INTERNAL_ERROR = 1008, 1011
 """Close codes of WebSockets."""
 
@@ -77,8 +80,9 @@ class Connection:
             if self.session is not None:
                 self._worker.submit(self.session.close)
         # The reason has room for 123 bytes.
-        with contextlib.suppress(WebSocketDisconnect, RuntimeError):
-            await self._websocket.close(code, " ".join(reason.split()).encode()[:120].decode(errors="ignore"))
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError, TimeoutError):
+            async with asyncio.timeout(SEND_TIMEOUT):
+                await self._websocket.close(code, " ".join(reason.split()).encode()[:120].decode(errors="ignore"))
 
     async def _receive(self, session: Session) -> None:
         """Apply commands one after another. None is read before the last was applied, so that none pile up."""
@@ -108,7 +112,11 @@ class Connection:
             await self._has_view.wait()
             self._has_view.clear()
             assert self._view is not None
-            await self._websocket.send_bytes(self._view)
+            try:
+                async with asyncio.timeout(SEND_TIMEOUT):
+                    await self._websocket.send_bytes(self._view)
+            except TimeoutError as error:  # a page that does not read, of which nobody else tells
+                raise WebSocketDisconnect(1006) from error
 
     def _show(self, view: bytes) -> None:
         self._view = view

@@ -13,7 +13,6 @@ from torch import Tensor
 from delta_iris.actor_critic.network import Memory
 from delta_iris.actor_critic.policy import FramePolicy
 from delta_iris.data.segment import SegmentBatch, to_float, to_images
-from delta_iris.errors import UserError
 from delta_iris.imagination.policy import Actor
 from delta_iris.nn.sampling import sample_categorical
 from delta_iris.pretrained import Agent
@@ -80,22 +79,14 @@ class RealGame:
     output: PolicyOutput
 
     def __init__(self, agent: Agent) -> None:
-        data = agent.configuration["data"]
         self.env = agent.make_env()
-        height, width = data["frame_size"]
-        shape, actions = self.env.observation_space.shape, getattr(self.env.action_space, "n", None)
-        if shape != (height, width, 3) or actions != data["num_actions"]:
-            raise UserError(
-                f"the agent knows frames of {height}×{width} and {data['num_actions']} actions, but "
-                f"{data['environment']} has observations of shape {shape} and {actions or 'no discrete'} actions"
-            )
         self._world_model, self._context = agent.world_model, agent.system.context
         policy: Any = agent.system.make_policy()
         self.actor_critic: Actor = policy.actor_critic
         # Other policies see what the world model makes of the frames.
         self._perceive = policy.perceive if isinstance(policy, FramePolicy) else None
         self._frames: deque[Frame] = deque(maxlen=self._context)
-        self._actions: deque[int] = deque(maxlen=self._context - 1)
+        self._actions: deque[int] = deque(maxlen=max(1, self._context - 1))
         self._filtered: Any = None
         self._tokens: tuple[int, list[int] | None] = 0, None
         self.step_count, self.reward, self.total = 0, 0.0, 0.0

@@ -95,8 +95,8 @@ class Session:
     There is always a real game. Imagination starts from its present frame, and then goes on without it; the real game
     waits, and continues when imagination is left. In both worlds, each action is taken in both.
 
-    The games have random numbers of their own: the same seed and the same actions give the same games, whatever else
-    the process computes. Sessions of several threads must be used one at a time.
+    The games have random numbers of their own: the same seed and the same actions by the same player give the same
+    games, whatever else the process computes. Sessions of several threads must be used one at a time.
 
     Args:
         agent: plays, and imagines if it has a world model.
@@ -124,7 +124,11 @@ class Session:
         self._held: int | None = None
         self.recording: Recording | None = None
         self._is_recording = False
-        self.reset(seed)
+        try:
+            self.reset(seed)
+        except BaseException:
+            self.close()
+            raise
 
     # --- what the player chooses ---
 

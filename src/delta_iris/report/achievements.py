@@ -13,9 +13,9 @@ from delta_iris.report.episodes import BUDGET
 from delta_iris.report.figures import FAINT, INK, Panel, Section, clean_axes, label_bar, series_color
 from delta_iris.report.groups import Group
 from delta_iris.report.published import published
-from delta_iris.report.returns import positions, window_size
+from delta_iris.report.returns import positions, training_band
 from delta_iris.report.run import Run
-from delta_iris.report.statistics import mean_interval, success_interval, window_means
+from delta_iris.report.statistics import mean_interval, success_interval
 
 __all__ = ["Rates", "achievement_rates", "achievement_sections"]
 
@@ -32,14 +32,19 @@ class Rates:
         episodes: that they were counted in.
         score: the Crafter score in percent.
         per_episode: mean number of achievements unlocked in an episode.
-        source: which episodes they are.
+        kind: which episodes they are.
     """
 
     percent: dict[str, float]
     episodes: float
     score: float
     per_episode: float
-    source: str
+    kind: str
+
+    @property
+    def source(self) -> str:
+        """The number and the kind of the episodes."""
+        return f"{self.episodes:,.0f} episodes ({self.kind})"
 
     def interval(self, name: str) -> tuple[float, float]:
         """The 95% confidence interval of a rate, in percent."""
@@ -59,6 +64,11 @@ class MeanRates(Rates):
 
     runs: tuple[Rates, ...]
 
+    @property
+    def source(self) -> str:
+        """The numbers of the runs and of all their episodes, and their kind."""
+        return f"mean of {len(self.runs)} runs, {super().source}"
+
     def interval(self, name: str) -> tuple[float, float]:
         """The 95% confidence interval of the mean over runs, in percent."""
         mean, half = mean_interval([rates.percent.get(name, 0.0) for rates in self.runs])
@@ -73,8 +83,7 @@ def achievement_rates(run: Run) -> Rates | None:
         assert result.score is not None
         assert result.achievements_per_episode is not None
         kind = "test" if known.is_test else f"collected, all within {BUDGET:,.0f} frames"
-        source = f"{result.episodes:,} episodes ({kind})"
-        return Rates(result.achievements, result.episodes, result.score, result.achievements_per_episode, source)
+        return Rates(result.achievements, result.episodes, result.score, result.achievements_per_episode, kind)
     for split in ("test", "train"):
         prefix = f"{split}_achievements/"
         percent = {
@@ -88,8 +97,7 @@ def achievement_rates(run: Run) -> Rates | None:
                 for name in ("episodes", "crafter_score", "achievements_per_episode")
             }
             kind = "last test during training" if split == "test" else "collected in the last epoch"
-            source = f"{last['episodes']:.0f} episodes ({kind})"
-            return Rates(percent, last["episodes"], last["crafter_score"], last["achievements_per_episode"], source)
+            return Rates(percent, last["episodes"], last["crafter_score"], last["achievements_per_episode"], kind)
     return None
 
 
@@ -152,8 +160,9 @@ def achievement_sections(groups: Sequence[Group]) -> list[Section]:
 
 
 def _of_group(group: Group) -> Rates | None:
-    """The rates of a group's only run, or the means over its runs."""
+    """The rates of a group's only run, or the means over its runs; only of those with episodes of the first's kind."""
     found = [rates for run in group.runs if (rates := achievement_rates(run)) is not None]
+    found = [rates for rates in found if rates.kind == found[0].kind]
     if len(found) < 2:
         return found[0] if found else None
     names = sorted({name for rates in found for name in rates.percent})
@@ -162,7 +171,7 @@ def _of_group(group: Group) -> Rates | None:
         sum(rates.episodes for rates in found),
         float(np.mean([rates.score for rates in found])),
         float(np.mean([rates.per_episode for rates in found])),
-        f"mean of {len(found)} runs, {found[0].source} each",
+        found[0].kind,
         tuple(found),
     )
 
@@ -264,8 +273,8 @@ def _draw_tags(axes: Axes, groups: Sequence[Group], train: str, test: str) -> No
         color, gid = series_color(group.index), f"group-{group.index}"
         for run in group.runs:
             if train in run.series:
-                raw = positions(run.series[train], "frames")
-                band = window_means(raw.x, raw.mean, np.ones(len(raw.x)), window_size(len(raw.x)))
+                band = training_band(run, "frames", train)
+                assert band is not None
                 axes.plot(band.x, band.mean, color=color, gid=gid)
             if test in run.series:
                 raw = positions(run.series[test], "frames")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from delta_iris.report.configuration import PLACES
 from delta_iris.report.run import Run
 
 __all__ = ["Group", "group_runs"]
 
-OWN = ("seed_everything", "name", "version", "ckpt_path", "init_from")
-"""Keys in which runs of a group may differ, besides the logger's and those that only say where and how fast."""
+OWN = (*PLACES, "seed_everything", "init_from")
+"""Keys, and beginnings of keys, in which runs of a group may differ."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def _identity(run: Run, index: int) -> object:
         return run.episodes.method, run.episodes.task
     if not run.config:
         return index
-    kept = {key: value for key, value in run.config.items() if key not in OWN and not key.startswith("trainer.logger")}
+    kept = {key: value for key, value in run.config.items() if not key.startswith(OWN)}
     return frozenset(kept.items())
 
 

@@ -33,6 +33,7 @@ IMAGE_WIDTHS = (900, 640, 450, 320)
 """Widths of an embedded image in pixels, of which the largest is taken that leaves room for the other images."""
 
 IMAGE_BYTES = 400_000
+MAX_PIXELS = 20_000_000
 """Most bytes of all images together."""
 
 
@@ -120,6 +121,8 @@ def _embed(run: Run, tag: str, most_bytes: int) -> str | None:
     """An image as a data URL, made smaller; None, with a note, where it cannot be read."""
     try:
         with Image.open(io.BytesIO(run.images[tag]), formats=["PNG", "JPEG"]) as opened:
+            if opened.width * opened.height > MAX_PIXELS:  # known before it is decoded
+                raise ValueError("too large")
             image = opened.convert("RGB")
         for width in IMAGE_WIDTHS:
             image.thumbnail((width, 4 * width))

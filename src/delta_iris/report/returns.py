@@ -37,11 +37,11 @@ def window_size(count: int) -> int:
     return max(3 if count < 15 else 5, count // 12 // 2 * 2 + 1)
 
 
-def training_band(run: Run, clock: Clock) -> Band | None:
-    """The learning curve of collected episodes; None where there is none."""
-    if run.episodes is not None:
+def training_band(run: Run, clock: Clock, tag: str = "train/return") -> Band | None:
+    """The learning curve of collected episodes, by default of their returns; None where there is none."""
+    if run.episodes is not None and tag == "train/return":
         return bin_means(run.episodes.frames, run.episodes.returns, BINS) if clock == "frames" else None
-    series = run.series.get("train/return")
+    series = run.series.get(tag)
     if series is None:
         return None
     raw, counted = positions(series, clock), run.series.get("train/episodes")
@@ -154,8 +154,8 @@ def _draw(axes: Axes, groups: Sequence[Group], clock: Clock, crafter: bool, labe
                 x = run.test.frames[-1] if clock == "frames" else run.hours or 0.0
                 point = Band(*(np.array([value]) for value in (x, result.return_mean, result.return_interval)))
                 _draw_points(axes, point, scale, color, gid, "D", 6)
-        if len(bands) > 1:
-            _draw_band(axes, mean_over_runs(bands), scale, color, gid)
+        if len(bands) > 1 and (mean := mean_over_runs(bands)) is not None:
+            _draw_band(axes, mean, scale, color, gid)
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     if crafter:
         _draw_published(axes, groups, labels)

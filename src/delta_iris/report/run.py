@@ -76,6 +76,8 @@ class Run:
         """Whether the run is one of Crafter with its reward."""
         known = self.test or self.episodes
         task = self.config.get("data.environment") or (known.task if known else "")
+        if "noreward" in task.lower():
+            return False
         return "crafter" in task.lower() or "test_achievements/collect_diamond" in self.series
 
     @cached_property

@@ -96,7 +96,8 @@ def speed_section(groups: Sequence[Group]) -> Section | None:
                 "phase_speed",
                 "Frames per second by phase",
                 lambda axes: _draw_speeds(axes, groups, times),
-                "An epoch's frames by the time of each activity; medians after the first epoch.",
+                "An epoch's frames by the time of each activity; medians after the first epoch. Of runs that differ in "
+                "their seed, the first.",
             )
         )
         panels.append(

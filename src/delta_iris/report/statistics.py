@@ -114,15 +114,17 @@ def bin_means(x: Array, values: Array, bins: int) -> Band:
     )
 
 
-def mean_over_runs(bands: Sequence[Band], points: int = 100) -> Band:
-    """The mean of several runs' curves where all of them are, with its interval over runs.
+def mean_over_runs(bands: Sequence[Band], points: int = 100) -> Band | None:
+    """The mean of several runs' curves where all of them are, with its interval over runs; None if that is nowhere.
 
     Args:
         bands: at least two curves, each with increasing positions.
         points: of the result.
     """
     start, stop = max(band.x[0] for band in bands), min(band.x[-1] for band in bands)
-    x = np.linspace(start, max(start, stop), points)
+    if stop < start:
+        return None
+    x = np.linspace(start, stop, points)
     values = np.stack([np.interp(x, band.x, band.mean) for band in bands])
     means = [mean_interval(column) for column in values.T]
     return Band(x, np.array([m for m, _ in means]), np.array([h for _, h in means]))

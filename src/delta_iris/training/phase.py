@@ -68,8 +68,8 @@ class Phase:
     Args:
         name: of the phase: its tags, and the name of its field in the system's schedule.
         label: in progress lines.
-        module: the LightningModule that is trained; it has `loss(part, batch)`, `configure_optimizers` and
-            `optimizer_config`.
+        module: the LightningModule that is trained; it has `configure_optimizers` and, unless a subclass overrides
+            what uses them, `loss(part, batch)` and `optimizer_config`.
         sampling: which segments it trains on.
         schedule: how much it trains.
     """

@@ -86,9 +86,16 @@ function start(header) {
         element("span", { className: "name", textContent: name }),
         element("span", { className: "percent" }),
       );
-      button.addEventListener("pointerdown", () => send("press", action));
+      let isDown = false;
+      button.addEventListener("pointerdown", () => {
+        isDown = true;
+        send("press", action);
+      });
       for (const up of ["pointerup", "pointerleave", "pointercancel"]) {
-        button.addEventListener(up, () => send("release"));
+        button.addEventListener(up, () => {
+          if (isDown) send("release"); // a key that is held meanwhile stays down
+          isDown = false;
+        });
       }
       button.addEventListener("click", ({ detail }) => {
         if (detail === 0) tap(action); // by the keyboard
@@ -322,7 +329,7 @@ for (const name of ["world", "player"]) {
     send(name, target.value);
   });
 }
-$("#run").addEventListener("click", () => send("run", !view.running));
+$("#run").addEventListener("click", () => view && send("run", !view.running));
 $("#step").addEventListener("click", () => send("step"));
 $("#restart").addEventListener("click", () => restart($("#seed").valueAsNumber));
 $("#seed").addEventListener("keydown", ({ key, target }) => {
@@ -330,7 +337,7 @@ $("#seed").addEventListener("keydown", ({ key, target }) => {
 });
 $("#ended button").addEventListener("click", () => restart((view.seed + 1) % 2147483648));
 $("#speed").addEventListener("input", ({ target }) => send("speed", target.valueAsNumber));
-$("#record").addEventListener("click", () => send("record", view.recorded === null));
+$("#record").addEventListener("click", () => view && send("record", view.recorded === null));
 
 // After a click the keys act in the game again, not on the button.
 document.addEventListener("click", ({ detail, target }) => {

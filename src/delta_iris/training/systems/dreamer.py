@@ -58,7 +58,7 @@ class TrainRatio:
         """
         first, later = (
             max(1, round(self.train_ratio * frames / (self.batch_size * segment_length)))
-            for frames in (collection.first_epoch_frames or collection.frames, collection.frames)
+            for frames in (collection.frames_in(0), collection.frames)
         )
         return PhaseSchedule(later, self.batch_size, first, self.micro_batch_size)
 

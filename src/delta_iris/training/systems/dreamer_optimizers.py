@@ -142,8 +142,8 @@ class ThreeAdams(JointOptimizer):
 
     def __init__(
         self,
-        world_model: AdamConfig = AdamConfig(2e-4),
-        actor: AdamConfig = AdamConfig(4e-5),
+        world_model: AdamConfig = AdamConfig(2e-4, weight_decay=0.005),
+        actor: AdamConfig = AdamConfig(4e-5, weight_decay=0.025),
         critic: AdamConfig = AdamConfig(1e-4),
     ) -> None:
         self.configs = {"world_model": world_model, "actor": actor, "critic": critic}

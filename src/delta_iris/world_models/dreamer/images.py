@@ -91,7 +91,7 @@ class ImageDecoder(nn.Module):
         deter: width of the deterministic state.
         stoch: width of the flattened latents.
         hidden: width of the latents' MLP.
-        blocks: blocks of the state's map; it must divide `deter` and the map's channels.
+        blocks: blocks of the state's map; it must divide `deter` and the map's size.
         encoder: whose last feature map is the first one here.
         depth: base number of channels.
         config: sizes.

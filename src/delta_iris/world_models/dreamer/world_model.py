@@ -187,7 +187,7 @@ class DreamerWorldModel(L.LightningModule, WorldModel[RSSMState]):
         """See `WorldModel.evaluate`.
 
         `reconstruction_l2` is of frames that the state has seen. `prior_kl` is the divergence of the posterior from the
-        prior. `reward_loss` and `end_loss` are those of one imagined step after each real frame.
+        prior. `reward_l2`, a squared error, and `end_loss` are those of one imagined step after each real frame.
         """
         posterior, mask = self._filter_from_zero(segment), segment.mask
         frames = to_float(segment.frames)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.nn import functional as F
 
 from delta_iris.distributed import world_size
 from delta_iris.nn.precision import full_precision
@@ -47,6 +47,9 @@ class GradientQuantizer(Quantizer):
         config: sizes.
     """
 
+    keeps_precision: ClassVar[bool] = True
+    """In copies for inference: with rounded codewords, frames would get other tokens."""
+
     def __init__(self, config: GradientCodebookConfig) -> None:
         super().__init__(config.size)
         self.codebook = nn.Parameter(torch.empty(config.size, config.dim).uniform_(-1 / config.size, 1 / config.size))
@@ -63,7 +66,8 @@ class GradientQuantizer(Quantizer):
     @torch.no_grad()
     def update(self, latents: Tensor, tokens: Tensor, mask: Tensor, skip: Tensor | None = None) -> dict[str, Tensor]:
         """See `Quantizer.update`: only measures, `codebook_entropy` and `codes_used`."""
-        counts = F.one_hot(tokens, self.codebook_size).float().mul(mask.unsqueeze(-1)).sum(0)
+        counts = torch.zeros(self.codebook_size, device=tokens.device)
+        counts.index_add_(0, tokens.flatten(), mask.float().flatten())  # exact in float32, in any order
         if world_size() > 1:
             dist.all_reduce(counts)
         return {"codebook_entropy": code_entropy(counts), "codes_used": (counts > 0).sum().float()}

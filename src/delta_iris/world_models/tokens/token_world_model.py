@@ -264,7 +264,13 @@ class TokenWorldModel(WorldModel[TokenState]):
         self._refill_caches(state)
 
     def _refill_caches(self, state: TokenState) -> None:
-        """Write a state's frames, actions and tokens to fresh caches."""
+        """Write a state's frames, actions and tokens to fresh caches.
+
+        Raises:
+            ValueError: if there is one frame only.
+        """
+        if not state.actions:
+            raise ValueError("an episode of one frame cannot start anew: give segments of two frames or more")
         past = torch.stack(state.frames, 1)[:, :-1]
         actions, tokens = torch.stack(state.actions, 1), torch.stack(state.tokens, 1)
         self._fill_caches(state, past, actions, tokens, torch.stack(state.mask, 1))
