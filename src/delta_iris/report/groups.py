@@ -9,7 +9,7 @@ from delta_iris.report.run import Run
 
 __all__ = ["Group", "group_runs"]
 
-OWN = (*PLACES, "seed_everything", "init_from")
+OWN = (*PLACES, "seed_everything")
 """Keys, and beginnings of keys, in which runs of a group may differ."""
 
 
