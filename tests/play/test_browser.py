@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -31,7 +32,14 @@ PIXELS = "canvas => canvas.toDataURL()"
 def url(catch: Path) -> Iterator[str]:
     """The address that the command prints. In the end it is stopped by Ctrl-C, without a complaint."""
     command = [sys.executable, "-m", "delta_iris", "play", str(catch), "--port", "0", "--no_open"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Tests that a shell runs in the background inherit that Ctrl-C is ignored.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         assert process.stdout is not None
         found = None
