@@ -16,7 +16,7 @@ from delta_iris.actor_critic.return_normalizer import ReturnNormalizer
 from delta_iris.actor_critic.returns import lambda_returns, replay_returns
 from delta_iris.nn.layers import MLP
 from delta_iris.nn.loss import LossOutput
-from delta_iris.nn.sampling import categorical_from_uniform
+from delta_iris.nn.sampling import categorical_from_uniform, mixed_log_probs
 from delta_iris.nn.two_hot import SymexpTwoHot, SymlogTwoHot, UnitGaussian
 
 __all__ = ["FeatureActorCritic", "Imagined", "Replayed"]
@@ -177,10 +177,7 @@ class FeatureActorCritic(L.LightningModule):
 
     def log_policy(self, features: Tensor) -> Tensor:
         """Log-probabilities of the actions (…, A) in states with features (…, F)."""
-        logits = self.actor(features).float()
-        if self.actor_unimix == 0:
-            return logits.log_softmax(-1)
-        return ((1 - self.actor_unimix) * logits.softmax(-1) + self.actor_unimix / logits.shape[-1]).log()
+        return mixed_log_probs(self.actor(features), self.actor_unimix)
 
     # --- learning ---
 

@@ -7,11 +7,10 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from delta_iris.acceleration.compile import compile_region
 from delta_iris.nn.layers import MLP
-from delta_iris.nn.sampling import categorical_from_uniform
+from delta_iris.nn.sampling import categorical_from_uniform, mixed_log_probs, one_hot
 from delta_iris.world_models.dreamer.recurrence import BlockGRU, LayerNormGRU
 
 __all__ = ["RSSM", "RSSMConfig", "RSSMState", "kl_divergence"]
@@ -156,21 +155,17 @@ class RSSM(nn.Module):
     def force_step(self, state: RSSMState, action: Tensor, latents: Tensor) -> RSSMState:
         """The next state with given latents (B, latents) int64; see `imagine_step`."""
         deter = self.cell(state.deter, state.stoch, action)
-        return RSSMState(deter, F.one_hot(latents, self.classes).float().flatten(-2))
+        return RSSMState(deter, one_hot(latents, self.classes).flatten(-2))
 
     def _log_probs(self, logits: Tensor) -> Tensor:
-        logits = logits.float().unflatten(-1, (self.latents, self.classes))
-        if self.unimix == 0:
-            return logits.log_softmax(-1)
-        return ((1 - self.unimix) * logits.softmax(-1) + self.unimix / self.classes).log()
+        return mixed_log_probs(logits.unflatten(-1, (self.latents, self.classes)), self.unimix)
 
 
 def _sample(log_probs: Tensor, uniform: Tensor) -> Tensor:
     """One-hot samples (B, latents · classes) whose gradient is that of the probabilities."""
     probabilities = log_probs.exp()
-    index = categorical_from_uniform(probabilities.detach(), uniform)
-    one_hot = (index.unsqueeze(-1) == torch.arange(log_probs.shape[-1], device=index.device)).to(probabilities.dtype)
-    return (one_hot + probabilities - probabilities.detach()).flatten(-2)
+    sampled = one_hot(categorical_from_uniform(probabilities.detach(), uniform), log_probs.shape[-1])
+    return (sampled + probabilities - probabilities.detach()).flatten(-2)
 
 
 def kl_divergence(p: Tensor, q: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from delta_iris.data.segment import SegmentBatch, to_float
 from delta_iris.nn.layers import MLP
+from delta_iris.nn.sampling import one_hot
 from delta_iris.nn.statistics import WeightedMean, masked_mean
 from delta_iris.nn.two_hot import SymexpTwoHot, SymlogTwoHot, UnitGaussian
 from delta_iris.world_models.base import Evaluation, Prediction, WorldModel
@@ -211,8 +212,7 @@ class DreamerWorldModel(L.LightningModule, WorldModel[RSSMState]):
 
     def one_hot(self, action: Tensor) -> Tensor:
         """Actions (…) int64 as (…, num_actions) float32."""
-        classes = torch.arange(self.num_actions, device=action.device)
-        return (action.unsqueeze(-1) == classes).float()  # `F.one_hot` checks its argument on the host
+        return one_hot(action, self.num_actions)
 
     def filter(
         self, state: RSSMState, segment: SegmentBatch, uniform: Tensor, last_action: Tensor | None = None
