@@ -161,7 +161,8 @@ class SegmentLoader(DataLoader[SegmentBatch]):
         # would then be noticed only after `timeout`.
         with torch.autograd.profiler.record_function("segments"):
             pass
-        with self._one_line():  # a process may die while the next one is started
+        # A process may die while the next one is started, but not of a signal that the trainer is to answer.
+        with self._one_line(), _blocked_signals():
             iterator = super().__iter__()
         return self._batches(iterator)
 
@@ -220,6 +221,16 @@ def _kill(workers: list[BaseProcess]) -> None:
         with contextlib.suppress(RuntimeError):
             worker.kill()
             worker.join()
+
+
+@contextlib.contextmanager
+def _blocked_signals() -> Iterator[None]:
+    """Hold back signals to this process, and block them in those that it starts until `_init_worker` has set them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _init_worker(_: int, parent: int) -> None:

@@ -201,8 +201,6 @@ replay = Replay(folder, SHAPE)
 fill(replay, 370)
 loader = segment_loader(SegmentDataset(folder, SHAPE, 9), [[(0, 0)] * 8] * 500, 2, timeout=TIMEOUT, phase="tokenizer")
 iterator = iter(loader)
-# One batch of each process, so that both are at work.
-next(iterator)
 next(iterator)
 import multiprocessing
 workers = [process.pid for process in multiprocessing.active_children()]
@@ -232,8 +230,18 @@ def test_workers_leave_signals_to_the_trainer_and_end_with_it(tmp_path: Path) ->
     next(iterator)
     raise SystemExit(0)
     """
+    # Signalled also while one of them is still starting.
+    slow_start = """
+    import delta_iris.data.loader as loader_module
+    init_worker = loader_module._init_worker
+    def slow_init_worker(number, parent):
+        time.sleep(1.5 * number)
+        init_worker(number, parent)
+    loader_module._init_worker = slow_init_worker
+    """
+    script = textwrap.dedent(slow_start) + LOADER.replace("TIMEOUT", "60") + textwrap.dedent(script)
     started = time.monotonic()
-    assert run(LOADER.replace("TIMEOUT", "60") + textwrap.dedent(script), tmp_path) == f"{498 * 8}\n"
+    assert run(script, tmp_path) == f"{499 * 8}\n"
     assert time.monotonic() - started < 40
 
 
