@@ -50,7 +50,7 @@ def act_step_by_step(policy: WorldModelPolicy, segment: SegmentBatch) -> tuple[F
     memory, chosen = policy.initial_memory(len(segment.mask)), []
     for t in range(segment.mask.shape[1]):
         action, memory = policy.act(to_float(segment.frames[:, t]), memory)
-        memory = memory._replace(last_action=segment.actions[:, t])
+        memory = policy.with_actions(memory, segment.actions[:, t])
         chosen.append(action)
     return memory, torch.stack(chosen, 1)
 

@@ -216,6 +216,22 @@ def test_a_reset_without_a_seed_goes_on_with_the_same_random_numbers() -> None:
     assert not np.array_equal(make_envs(num_envs=20).reset()[0], make_envs(num_envs=20).reset()[0])
 
 
+def test_every_step_draws_other_random_numbers() -> None:
+    envs = make_envs(set_end(make_world_model(), 0.0), num_envs=40, autoreset_mode=AutoresetMode.SAME_STEP)
+    envs.reset(seed=0)
+    ends = [tuple(envs.step(np.zeros(40, np.int64))[2]) for _ in range(3)]
+    assert len(set(ends)) == 3
+
+
+def test_final_observations_are_the_frames_that_episodes_end_with() -> None:
+    stepwise, same = (make_envs(max_steps=3, autoreset_mode=mode) for mode in list(AutoresetMode)[:2])
+    assert (stepwise.autoreset_mode, same.autoreset_mode) == (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP)
+    expected, found = play(stepwise, 3)[-1][0], play(same, 2)
+    assert len(found) == 3
+    *_, info = same.step(np.random.default_rng(0).integers(ACTIONS, size=(3, NUM_ENVS))[2])
+    assert np.array_equal(np.stack(info["final_obs"]), expected)
+
+
 def test_imagining_leaves_the_random_numbers_of_a_trainer_alone() -> None:
     envs = make_envs(set_end(make_world_model(), 0.0))
     torch.manual_seed(3)
