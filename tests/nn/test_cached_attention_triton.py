@@ -24,16 +24,19 @@ from delta_iris.nn.transformer import block_mask, cached_attention
         (66, "block_causal", 66, 132),
     ],
 )
-def test_kernel_equals_masked_attention(block_size: int, attention: AttentionKind, new: int, position: int) -> None:
+@pytest.mark.parametrize("on_device", [False, True])
+def test_kernel_equals_masked_attention(
+    block_size: int, attention: AttentionKind, new: int, position: int, on_device: bool
+) -> None:
     device = "cuda"
     torch.manual_seed(0)
     valid = torch.ones(2, 7, dtype=torch.bool, device=device)
     valid[0, :2] = False
-    cache = KVCache(1, 2, 64, valid, block_size, attention, torch.float32)
+    cache = KVCache(1, 2, 64, valid, block_size, attention, torch.float32, device_position=on_device)
     # Fill the cache beyond `position` with values that must be ignored.
     for part in (cache.keys, cache.values):
         part.normal_()
-    cache.position = position
+    cache.position = torch.tensor(position, device=device) if on_device else position
     qkv = torch.randn(2, new, 3, 2, 64, device=device)
     mask = block_mask(valid, block_size, attention=attention, queries=cache.next(new), keys=cache.tokens)
     other = copy.deepcopy(cache)
