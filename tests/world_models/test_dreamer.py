@@ -94,6 +94,30 @@ def test_latents_are_one_hot_and_their_gradient_is_that_of_the_probabilities() -
     torch.testing.assert_close(straight, through)
 
 
+def test_frames_taken_in_together_equal_one_after_another() -> None:
+    """States and gradients do not depend on how many frames the recurrence takes in at a time."""
+    model = make_world_model()
+    torch.manual_seed(0)
+    actions, features, uniform = (
+        torch.randn(2, 11, ACTIONS),
+        torch.randn(2, 11, model.encoder.num_features),
+        torch.rand(2, 11, 4),
+    )
+    fresh = torch.rand(2, 11) < 0.2
+    results = []
+    for length in (11, 4, 1):
+        state, deters = model.initial_state(2), []
+        for chunk in zip(*(x.split(length, 1) for x in (actions, features, fresh, uniform)), strict=True):
+            state, states, log_probs = model.rssm.observe_steps(state, *chunk)
+            deters += [states.deter, states.stoch, log_probs.flatten(2)]
+        found = [torch.cat(deters[i::3], 1) for i in range(3)]
+        gradients = torch.autograd.grad(found[0].square().sum() + found[2].sum(), list(model.rssm.cell.parameters()))
+        results.append([*found, *gradients])
+    for other in results[1:]:
+        # The same operations; only gradients are summed in another order.
+        torch.testing.assert_close(other, results[0], rtol=1e-5, atol=1e-6)
+
+
 def test_the_divergence_is_that_of_independent_categoricals() -> None:
     p, q = (torch.randn(3, 4, 5).log_softmax(-1) for _ in range(2))
     independent = [torch.distributions.Independent(torch.distributions.Categorical(logits=x), 1) for x in (p, q)]

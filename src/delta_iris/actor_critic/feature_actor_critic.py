@@ -181,6 +181,7 @@ class FeatureActorCritic(L.LightningModule):
 
     # --- learning ---
 
+    @compile_region()
     def loss(self, imagined: Imagined, replayed: Replayed, share: float = 1.0) -> LossOutput:
         """The losses of actor and critic.
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from delta_iris.acceleration.compile import compile_region
-from delta_iris.nn.cnn import Upsample
 from delta_iris.nn.layers import ACTIVATIONS, MLP, BlockLinear, ImageNorm, initialize
+from delta_iris.nn.resampled_convolution import PooledConvolution, UpsampledConvolution
 
 __all__ = ["ImageConfig", "ImageDecoder", "ImageEncoder", "StridedDecoder", "StridedEncoder"]
 
@@ -34,9 +34,8 @@ class ImageConfig:
     strided: bool = False
 
 
-def _convolution(in_channels: int, out_channels: int, kernel: int) -> nn.Conv2d:
-    layer = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)
-    initialize(layer.weight, in_channels * kernel**2)
+def _initialized(layer: nn.Conv2d) -> nn.Conv2d:
+    initialize(layer.weight, layer.in_channels * layer.kernel_size[0] ** 2)
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
     return layer
 
@@ -69,7 +68,12 @@ class ImageEncoder(nn.Module):
         layers: list[nn.Module] = []
         channels = 3
         for multiplier in config.multipliers:
-            layers += [_convolution(channels, depth * multiplier, config.kernel), nn.MaxPool2d(2)]
+            if layers:
+                width = depth * multiplier
+                layers.append(_initialized(nn.Conv2d(channels, width, config.kernel, padding=config.kernel // 2)))
+                layers.append(nn.MaxPool2d(2))
+            else:
+                layers.append(_initialized(PooledConvolution(channels, depth * multiplier, config.kernel)))
             channels = depth * multiplier
             layers += [ImageNorm(channels), ACTIVATIONS[activation]()]
         self.layers = nn.Sequential(*layers)
@@ -116,10 +120,10 @@ class ImageDecoder(nn.Module):
         self.from_stoch = MLP(stoch, 2 * hidden, 1, encoder.num_features, activation)
         layers: list[nn.Module] = [ImageNorm(channels), ACTIVATIONS[activation]()]
         for multiplier in config.multipliers[-2::-1]:
-            layers += [Upsample(), _convolution(channels, depth * multiplier, config.kernel)]
+            layers.append(_initialized(UpsampledConvolution(channels, depth * multiplier, config.kernel)))
             channels = depth * multiplier
             layers += [ImageNorm(channels), ACTIVATIONS[activation]()]
-        layers += [Upsample(), _convolution(channels, 3, config.kernel)]
+        layers.append(_initialized(UpsampledConvolution(channels, 3, config.kernel)))
         self.layers = nn.Sequential(*layers)
 
     @compile_region()

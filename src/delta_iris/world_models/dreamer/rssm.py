@@ -119,6 +119,30 @@ class RSSM(nn.Module):
         return self._log_probs(self.prior(deter))
 
     @compile_region()
+    def observe_steps(
+        self, state: RSSMState, actions: Tensor, features: Tensor, fresh: Tensor, uniform: Tensor
+    ) -> tuple[RSSMState, RSSMState, Tensor]:
+        """Take in a few frames; compiled together, so that weights are cast, and their gradients summed, less often.
+
+        Args:
+            state: before them.
+            actions: (B, T, num_actions) one-hot, the actions that led to them.
+            features: (B, T, num_features) the encoded frames.
+            fresh: (B, T) bool; see `observe_step`.
+            uniform: (B, T, latents) random numbers in [0, 1).
+
+        Returns:
+            the state after them, the states (B, T, …) after each, and the posteriors' log-probabilities
+            (B, T, latents, classes).
+        """
+        states, log_probs = [], []
+        for t in range(actions.shape[1]):
+            state, posterior = self.observe_step(state, actions[:, t], features[:, t], fresh[:, t], uniform[:, t])
+            states.append(state)
+            log_probs.append(posterior)
+        deter, stoch = (torch.stack(parts, 1) for parts in zip(*states, strict=True))
+        return state, RSSMState(deter, stoch), torch.stack(log_probs, 1)
+
     def observe_step(
         self, state: RSSMState, action: Tensor, features: Tensor, fresh: Tensor, uniform: Tensor
     ) -> tuple[RSSMState, Tensor]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from delta_iris.acceleration.compile import compile_region
 from delta_iris.data.segment import SegmentBatch, to_float
 from delta_iris.nn.layers import MLP
 from delta_iris.nn.sampling import one_hot
@@ -29,6 +30,9 @@ from delta_iris.world_models.dreamer.images import (
 from delta_iris.world_models.dreamer.rssm import RSSM, RSSMConfig, RSSMState, kl_divergence
 
 __all__ = ["DreamerLossWeights", "DreamerWorldModel", "Posterior"]
+
+CHUNK = 8
+"""Frames that the recurrence takes in at a time; see `RSSM.observe_steps`. More take longer to compile."""
 
 
 @dataclass(frozen=True)
@@ -231,16 +235,13 @@ class DreamerWorldModel(L.LightningModule, WorldModel[RSSMState]):
         actions = self.one_hot(arrivals.actions)
         if last_action is None:
             actions = torch.cat([torch.zeros_like(actions[:, :1]), actions[:, 1:]], 1)
-        states, log_probs = [], []
-        for t in range(frames.shape[1]):
-            state, posterior = self.rssm.observe_step(
-                state, actions[:, t], features[:, t], arrivals.fresh[:, t], uniform[:, t]
-            )
-            states.append(state)
-            log_probs.append(posterior)
-        deter, stoch = (torch.stack(parts, 1) for parts in zip(*states, strict=True))
-        return Posterior(deter, stoch, torch.stack(log_probs, 1))
+        parts = []
+        for chunk in zip(*(x.split(CHUNK, 1) for x in (actions, features, arrivals.fresh, uniform)), strict=True):
+            state, states, log_probs = self.rssm.observe_steps(state, *chunk)
+            parts.append(Posterior(*states, log_probs))
+        return Posterior(*(torch.cat(part, 1) for part in zip(*parts, strict=True)))
 
+    @compile_region()
     def losses(self, posterior: Posterior, segment: SegmentBatch) -> dict[str, tuple[Tensor, Tensor]]:
         """The terms of the loss, unweighted.
 
