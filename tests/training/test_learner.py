@@ -220,15 +220,21 @@ def run_steps(system: TokenSystem, phase: str, steps: int = 3, optimize: bool = 
     return results
 
 
-def check_equal(expected: list[dict[str, Tensor]], found: list[dict[str, Tensor]]) -> None:
-    """Assert that two results of `run_steps` are equal but for rounding; report all differences."""
+def check_equal(expected: list[dict[str, Tensor]], found: list[dict[str, Tensor]], tolerance: float = 1e-4) -> None:
+    """Assert that two results of `run_steps` are equal but for rounding; report all differences.
+
+    Args:
+        expected: of plain steps.
+        found: of others.
+        tolerance: largest difference of a tensor, relative to its norm.
+    """
     wrong = []
     for index, (plain, fast) in enumerate(zip(expected, found, strict=True)):
         assert plain.keys() == fast.keys()
         for name, value in plain.items():
             # float32 sums in another order. Double precision, because some buffers hold integers.
             difference, size = float((fast[name] - value).double().norm()), float(value.double().norm())
-            if difference > 1e-4 * size + 1e-6:
+            if difference > tolerance * size + 1e-6:
                 wrong.append(f"step {index}, {name}: difference {difference:.2e} of {size:.2e}")
     assert not wrong, "\n".join(wrong)
 
@@ -270,5 +276,8 @@ def test_compiled_and_captured_steps_equal_plain_steps(phase: str, kind: str) ->
     plain, fast = (make_system(copy.deepcopy(tokenizer), "cuda", transformer=transformer) for _ in range(2))
     plain.use_compile = False
     expected = run_steps(plain, phase)
+    # Some thirty layers of IRIS's autoencoder add to the rounding. On a CPU, gradients of plain steps differ from those
+    # in float64 by 3e-5, and those of compiled steps by 6e-5; on a GPU the two differ by 2e-4.
+    tolerance = 5e-4 if kind == "frames" else 1e-4
     with compiled_regions():
-        check_equal(expected, run_steps(fast, phase))
+        check_equal(expected, run_steps(fast, phase), tolerance)
