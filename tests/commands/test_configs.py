@@ -39,11 +39,13 @@ def is_stacked(name: str) -> bool:
     return "class_path" not in read(CONFIGS / name).get("model", {})
 
 
-def base_of(name: str) -> str:
-    """The configuration that a stacked one stands on."""
+def bases_of(name: str) -> list[str]:
+    """The configurations that a stacked one stands on; none for one that is not stacked."""
+    if not is_stacked(name):
+        return []
     if name.startswith("dreamer_v3_"):
-        return "dreamer_v3.yaml"
-    return "iris.yaml" if name == "iris_16.yaml" else "crafter.yaml"
+        return ["dreamer_v3.yaml"]
+    return {"iris_16.yaml": ["iris.yaml"], "iris_short.yaml": ["iris.yaml", "short.yaml"]}.get(name, ["crafter.yaml"])
 
 
 def system_of(name: str) -> type[Learner]:
@@ -55,8 +57,7 @@ def system_of(name: str) -> type[Learner]:
 @pytest.fixture(scope="module")
 def parsed() -> dict[str, dict[str, Any]]:
     """What each configuration amounts to; one that needs another below it is stacked on it."""
-    below = {name: [base_of(name)] if is_stacked(name) else [] for name in NAMES}
-    return {name: parse_fit(*stack(*below[name], name)) for name in NAMES}
+    return {name: parse_fit(*stack(*bases_of(name), name)) for name in NAMES}
 
 
 def build(values: dict[str, Any]) -> TokenSystem:
