@@ -76,7 +76,7 @@ def rollout(env: TensorEnv, actor_critic: ActorCritic, segment: SegmentBatch) ->
     inputs = env.reset(segment)
     burn_in_mask = segment.mask[:, :-1]
     memory = actor_critic.network.burn_in(inputs[:, :-1], burn_in_mask)
-    current = inputs[:, -1]
+    current = inputs[:, -1].contiguous()  # Like imagined frames: each layout in memory would be compiled.
     following, actions, rewards, ends = [], [], [], []
     for _ in range(actor_critic.horizon):
         # The world model's encoders and the actor's read the same observation at the same time.

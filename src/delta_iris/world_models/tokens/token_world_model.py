@@ -93,7 +93,9 @@ class TokenWorldModel(WorldModel[TokenState]):
             ValueError: if frames follow others and `last_action` is missing.
         """
         inputs = to_float(segment.frames)
-        frames, mask, actions = list(inputs.unbind(1)), list(segment.mask.unbind(1)), list(segment.actions.unbind(1))
+        # Contiguous like imagined frames: each layout in memory would be compiled.
+        frames = [frame.contiguous() for frame in inputs.unbind(1)]
+        mask, actions = list(segment.mask.unbind(1)), list(segment.actions.unbind(1))
         if state.frames:
             if last_action is None:
                 raise ValueError("last_action is needed: the action that led to the segment's first frame")
