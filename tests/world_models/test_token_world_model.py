@@ -118,6 +118,14 @@ def test_actor_input_is_the_last_frame_as_it_is_perceived(model: TokenWorldModel
         assert torch.equal(model.actor_input(state), state.frames[-1])
 
 
+def test_real_and_imagined_frames_have_one_layout_in_memory(model: TokenWorldModel) -> None:
+    """The regions that encode them would be compiled for each."""
+    state, _ = model.observe(model.initial_state(3), make_segment().slice_time(0, CONTEXT))
+    for _ in range(2):
+        state, _ = model.step(state, *random_step())
+    assert all(frame.is_contiguous() for frame in state.frames)
+
+
 def test_iris_sees_reconstructions_and_delta_iris_the_frames_themselves() -> None:
     segment = make_segment().slice_time(0, CONTEXT)
     for tokenizer in (make_tokenizer(), make_frame_tokenizer()):

@@ -235,7 +235,7 @@ class TokenWorldModel(WorldModel[TokenState]):
             state.decoder,
             decoder_features(),
         )
-        return decoded[:, 0].float().clamp(0, 1), tokens, reward_logits, end_logits
+        return decoded[:, 0].float().clamp(0, 1).contiguous(), tokens, reward_logits, end_logits
 
     def _fill_caches(self, state: TokenState, past: Tensor, actions: Tensor, tokens: Tensor, mask: Tensor) -> None:
         """Write all transitions before the last frame to fresh caches.
