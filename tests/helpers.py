@@ -154,10 +154,13 @@ def make_system(
     )
 
 
-def make_schedule(collection: CollectionSchedule | None = None, **changes: Any) -> TokenSchedule:
-    """The same schedule for all phases."""
+def make_schedule(
+    collection: CollectionSchedule | None = None, real_segments: PhaseSchedule | None = None, **changes: Any
+) -> TokenSchedule:
+    """The same schedule for all phases but the one on real segments, which is off unless it is given."""
     phase = PhaseSchedule(**({"steps": 5, "batch_size": 6} | changes))
-    return TokenSchedule(collection or CollectionSchedule(), phase, phase, phase)
+    off = PhaseSchedule(steps=0)
+    return TokenSchedule(collection or CollectionSchedule(), phase, phase, phase, real_segments or off)
 
 
 def make_segment(batch: int = 3, frames: int = FRAMES, *, padded: bool = False, seed: int = 0) -> SegmentBatch:

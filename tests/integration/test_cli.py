@@ -232,6 +232,15 @@ def test_a_checkpoint_holds_no_code(trained: tuple[Path, str]) -> None:
     assert len(content["optimizer_states"]) == 3
 
 
+def test_a_run_is_not_resumed_with_another_phase(trained: tuple[Path, str]) -> None:
+    folder, _ = trained
+    logged = {path: path.read_bytes() for path in folder.glob("events.*")}
+    options = ("--ckpt_path", folder / "checkpoints" / "last.ckpt", "--trainer.max_epochs", 3)
+    output = fit(*options, "--model.schedule.real_segments.steps", 2, cwd=folder.parents[2], status=2)
+    assert "another configuration (model.init_args.schedule.real_segments.steps: 0 there, 2 here)" in output
+    assert {path: path.read_bytes() for path in folder.glob("events.*")} == logged
+
+
 def test_an_exported_agent_is_tested_without_its_run(trained: tuple[Path, str], tmp_path: Path) -> None:
     folder, _ = trained
     checkpoint, agent = folder / "checkpoints" / "last.ckpt", tmp_path / "agent"

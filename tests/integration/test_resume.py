@@ -16,10 +16,12 @@ from delta_iris.nn.optim import OptimizerConfig
 from delta_iris.training.callbacks import PhaseCallback
 from delta_iris.training.datamodule import ReplayDataModule
 from delta_iris.training.loop import CollectTrainLoop, install_loops
-from delta_iris.training.schedule import CollectionSchedule
+from delta_iris.training.schedule import CollectionSchedule, PhaseSchedule
 from delta_iris.training.systems.token_system import TokenSystem
 from delta_iris.world_models.tokens.tokenizer import Tokenizer
 from tests.helpers import make_actor_critic, make_frame_tokenizer, make_schedule, make_system, make_tokenizer
+
+REAL_SEGMENTS = PhaseSchedule(steps=3, batch_size=3)
 
 
 class LossRecorder(PhaseCallback):
@@ -61,6 +63,7 @@ def train(
     learning_rate: float = 3e-4,
     by_lightning: bool = False,
     make: Callable[..., Tokenizer] = make_tokenizer,
+    real_segments: PhaseSchedule | None = None,
     **options: Any,
 ) -> LossRecorder:
     """Train on Crafter; only the first epoch collects, because episodes in progress are lost at a resume."""
@@ -95,7 +98,7 @@ def train(
         make(num_actions=17, optimizer=optimizer),
         actor_critic=make_actor_critic(num_actions=17, update_epochs=2, num_minibatches=3),
         num_actions=17,
-        schedule=make_schedule(CollectionSchedule(240, 240, last_epoch=1), steps=5, batch_size=3),
+        schedule=make_schedule(CollectionSchedule(240, 240, last_epoch=1), real_segments, steps=5, batch_size=3),
         priority_exponent=2.0,
         imagination_recent_frames=100,
         **options,
@@ -154,6 +157,34 @@ def test_resume_within_a_phase_of_iris_equals_never_stopping(tmp_path: Path) -> 
     second = train(tmp_path, 2, tmp_path / "checkpoints" / "interrupted.ckpt", make=make_frame_tokenizer)
     assert first.losses + second.losses == expected.losses
     assert_same_weights(second.system, expected.system)
+
+
+@pytest.mark.parametrize(("make", "stop_after"), [(make_frame_tokenizer, 12), (make_tokenizer, 15)])
+def test_resume_with_real_segments_equals_never_stopping(
+    tmp_path: Path, make: Callable[..., Tokenizer], stop_after: int
+) -> None:
+    """Stopped within the phase on real segments, and within the one in imagination after it."""
+    expected = train(tmp_path / "expected", 2, make=make, real_segments=REAL_SEGMENTS)
+    epoch = [*["tokenizer"] * 5, *["dynamics"] * 5, *["real_segments"] * 3, *["actor_critic"] * 5]
+    assert [name for name, _ in expected.losses] == epoch * 2
+    assert expected.sampling["real_segments"] == (0.0, 240)
+    first = train(tmp_path, 2, stop_after=stop_after, make=make, real_segments=REAL_SEGMENTS)
+    checkpoint = tmp_path / "checkpoints" / "interrupted.ckpt"
+    second = train(tmp_path, 2, checkpoint, make=make, real_segments=REAL_SEGMENTS)
+    assert first.losses + second.losses == expected.losses
+    assert_same_weights(second.system, expected.system)
+
+
+def test_resume_with_another_number_of_phases_raises_before_anything_changes(
+    tmp_path: Path, uninterrupted: LossRecorder
+) -> None:
+    first = train(tmp_path, 2, stop_after=14)
+    checkpoint = tmp_path / "checkpoints" / "interrupted.ckpt"
+    message = "it holds 3 optimizers; the phases are tokenizer, dynamics, real_segments, actor_critic"
+    with pytest.raises(UserError, match=message):
+        train(tmp_path, 2, checkpoint, real_segments=REAL_SEGMENTS)
+    second = train(tmp_path, 2, checkpoint)
+    assert first.losses + second.losses == uninterrupted.losses
 
 
 def test_validation_does_not_change_training(

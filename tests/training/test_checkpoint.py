@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from delta_iris.errors import UserError
-from delta_iris.training.checkpoint import check_weights, load_checkpoint, run_folder
+from delta_iris.training.checkpoint import check_optimizers, check_weights, load_checkpoint, run_folder
 
 CONTENT: dict[str, Any] = {"state_dict": {"weight": torch.ones(2)}, "configuration": {}, "frames_collected": 7}
 
@@ -100,6 +100,15 @@ def test_at_most_five_keys_are_listed() -> None:
     theirs = CONTENT | {"configuration": {f"key{index}": 1 for index in range(7)}}
     with pytest.raises(UserError, match=r"key0: 1 there, None here; .*key4: 1 there, None here; and 2 more\)"):
         check_weights(theirs, {}, {}, Path("last.ckpt"))
+
+
+def test_another_number_of_phases_raises_with_the_keys_that_differ() -> None:
+    theirs = CONTENT | {"configuration": {"schedule": {"steps": 2}}, "optimizer_states": [{}, {}]}
+    check_optimizers(theirs, ["one", "two"], {}, Path("last.ckpt"))
+    with pytest.raises(UserError, match=r"another configuration \(schedule\.steps: 2 there, 0 here\): use the config"):
+        check_optimizers(theirs, ["one"], {"schedule": {"steps": 0}}, Path("last.ckpt"))
+    with pytest.raises(UserError, match=r"it holds 2 optimizers; the phases are one, two, three"):
+        check_optimizers(theirs, ["one", "two", "three"], theirs["configuration"], Path("last.ckpt"))
 
 
 def test_the_first_weight_is_named_where_configurations_are_equal() -> None:

@@ -45,7 +45,7 @@ from delta_iris.training.callbacks import (
     RunSummary,
     Throughput,
 )
-from delta_iris.training.checkpoint import check_weights, load_checkpoint
+from delta_iris.training.checkpoint import check_optimizers, check_weights, load_checkpoint
 from delta_iris.training.config_checks import check_configuration
 from delta_iris.training.datamodule import ReplayDataModule
 from delta_iris.training.learner import Learner
@@ -286,6 +286,8 @@ class DeltaIrisCLI(LightningCLI):
             path = Path(self._own.ckpt_path)
             check_weights(self._checkpoint, model.state_dict(), model.configuration, path)
             if self.subcommand == "fit":
+                phases = [phase.name for phase in model.phases]
+                check_optimizers(self._checkpoint, phases, model.configuration, path)
                 _check_same_environment(self._checkpoint["configuration"], model.configuration, path)
                 _check_epochs(self._checkpoint, self.trainer.max_epochs, path)
                 data.check_state(self._checkpoint["ReplayDataModule"], self.trainer.world_size)

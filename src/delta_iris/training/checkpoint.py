@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,15 @@ from torch import Tensor
 from delta_iris.errors import UserError
 from delta_iris.training.archive import load_archive
 
-__all__ = ["check_frames", "check_weights", "is_plain", "load_checkpoint", "load_tensors", "run_folder"]
+__all__ = [
+    "check_frames",
+    "check_optimizers",
+    "check_weights",
+    "is_plain",
+    "load_checkpoint",
+    "load_tensors",
+    "run_folder",
+]
 
 MAX_VALUES = 100_000
 """Largest number of values of a configuration in a file of weights; a value that is referred to twice counts twice."""
@@ -128,12 +136,7 @@ def check_weights(
     wrong = [name for name in own if name not in theirs or theirs[name].shape != own[name].shape]
     wrong += [name for name in theirs if name not in own]
     if wrong:
-        keys = list(_differences(checkpoint.get("configuration", {}), configuration))
-        listed = "; ".join(keys[:5]) + (f"; and {len(keys) - 5} more" if len(keys) > 5 else "")
-        raise UserError(
-            f"{path} was made with another configuration ({listed or f'first difference: {wrong[0]}'}): use the "
-            "config.yaml of its run folder, or start a new run without --ckpt_path"
-        )
+        raise _other_configuration(checkpoint, configuration, path, f"first difference: {wrong[0]}")
     for name, value in theirs.items():
         if value.dtype != own[name].dtype:
             raise UserError(
@@ -143,6 +146,38 @@ def check_weights(
             raise UserError(
                 f"{path}: the weight {name} has values that are infinite or NaN: take an earlier checkpoint"
             )
+
+
+def check_optimizers(
+    checkpoint: Mapping[str, Any], phases: Sequence[str], configuration: Mapping[str, Any], path: Path
+) -> None:
+    """Refuse to resume with another number of phases: optimizers and the position in the epoch are kept by index.
+
+    Args:
+        checkpoint: with `optimizer_states` and `configuration`.
+        phases: names of the phases to train.
+        configuration: of the model.
+        path: of the checkpoint, for the message.
+
+    Raises:
+        UserError: if there are not as many optimizers as phases; it names the configuration keys that differ.
+    """
+    number = len(checkpoint["optimizer_states"])
+    if number != len(phases):
+        reason = f"it holds {number} optimizers; the phases are {', '.join(phases)}"
+        raise _other_configuration(checkpoint, configuration, path, reason)
+
+
+def _other_configuration(
+    checkpoint: Mapping[str, Any], configuration: Mapping[str, Any], path: Path, otherwise: str
+) -> UserError:
+    """An error that names the keys that differ, or says `otherwise` where none does."""
+    keys = list(_differences(checkpoint.get("configuration", {}), configuration))
+    listed = "; ".join(keys[:5]) + (f"; and {len(keys) - 5} more" if len(keys) > 5 else "")
+    return UserError(
+        f"{path} was made with another configuration ({listed or otherwise}): use the config.yaml of its run folder, "
+        "or start a new run without --ckpt_path"
+    )
 
 
 def _load(path: Path, kind: str) -> Any:

@@ -11,6 +11,7 @@ from typing import Any, cast
 import lightning as L
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -24,7 +25,7 @@ from delta_iris.errors import UserError
 from delta_iris.evaluation.world_model import WorldModelEvaluator
 from delta_iris.nn.optim import mask_step, rewind_schedule
 from delta_iris.nn.transformer import autocast_dtype
-from delta_iris.training.checkpoint import check_weights
+from delta_iris.training.checkpoint import check_optimizers, check_weights
 from delta_iris.training.metrics_window import SKIPPED, MetricsWindow, StepInfo
 from delta_iris.training.monitors import allow_absent_metrics, check_monitors
 from delta_iris.training.phase import Phase, split_batch
@@ -383,9 +384,12 @@ class Learner(L.LightningModule):
         checkpoint["skipped_steps"] = {name: count.state_dict() for name, count in self._skipped.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights of another configuration before anything is overwritten."""
-        path = self._trainer.ckpt_path if self._trainer is not None else None
-        check_weights(checkpoint, self.state_dict(), self.configuration, Path(str(path or "the checkpoint")))
+        """Refuse weights of another configuration, and to resume with other phases, before anything is overwritten."""
+        trainer = self._trainer
+        path = Path(str((trainer.ckpt_path if trainer is not None else None) or "the checkpoint"))
+        check_weights(checkpoint, self.state_dict(), self.configuration, path)
+        if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
+            check_optimizers(checkpoint, [phase.name for phase in self.phases], self.configuration, path)
         self.frames_trained_on = checkpoint["frames_collected"]
         # Checkpoints of version 0.2 do not have them.
         windows, skipped = checkpoint.get("metrics_window", []), checkpoint.get("skipped_steps", {})

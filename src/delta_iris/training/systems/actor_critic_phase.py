@@ -24,11 +24,25 @@ class ActorCriticPhase(Phase):
         actor_critic: what is trained.
         sampling: which segments it trains on.
         schedule: how much it trains.
+        name: see `Phase`.
+        label: see `Phase`.
     """
 
-    def __init__(self, actor_critic: ActorCritic, sampling: Sampling, schedule: PhaseSchedule) -> None:
-        super().__init__("actor_critic", "actor-critic", actor_critic, sampling, schedule)
+    def __init__(
+        self,
+        actor_critic: ActorCritic,
+        sampling: Sampling,
+        schedule: PhaseSchedule,
+        name: str = "actor_critic",
+        label: str = "actor-critic",
+    ) -> None:
+        super().__init__(name, label, actor_critic, sampling, schedule)
         self.actor_critic = actor_critic
+
+    @property
+    def learning_rate_key(self) -> str:
+        """See `Phase.learning_rate_key`: the actor-critic's, whatever the phase is called."""
+        return "model.init_args.actor_critic.init_args.optimizer.learning_rate"
 
     @property
     def batch_multiple(self) -> int:

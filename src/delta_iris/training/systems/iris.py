@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from delta_iris.actor_critic.policy import FramePolicy
-from delta_iris.data.collector import Policy
 from delta_iris.training.phase import Sampling
 from delta_iris.training.systems.token_system import TokenSystem
 
@@ -25,12 +23,9 @@ class Iris(TokenSystem):
         """See `TokenSystem.tokenizer_sampling`: single frames."""
         return Sampling(1, 0, 0, segments.priority_exponent)
 
-    def make_policy(self, graph_pool: Any = None) -> Policy:
-        """See `Learner.make_policy`."""
-        return FramePolicy(self.actor_critic, graph_pool, self._perceive)
-
     @torch.no_grad()
-    def _perceive(self, frames: Tensor) -> Tensor:
+    def perceive(self, frames: Tensor) -> Tensor:
+        """See `TokenSystem.perceive`: their reconstructions."""
         real = torch.ones(frames.shape[:2], dtype=torch.bool, device=frames.device)
         tokens = self.tokenizer.encode(frames, real.long(), real)
         return self.tokenizer.perceive(frames, tokens)

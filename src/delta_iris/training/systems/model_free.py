@@ -5,16 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from delta_iris.actor_critic.batch import ActorCriticBatch, Rollout
-from delta_iris.actor_critic.module import ActorCritic
 from delta_iris.actor_critic.policy import FramePolicy
 from delta_iris.data.collector import Policy
-from delta_iris.data.segment import SegmentBatch, to_float
 from delta_iris.training.learner import Learner
-from delta_iris.training.phase import Sampling
 from delta_iris.training.schedule import PhaseSchedule, Schedule
-from delta_iris.training.systems.actor_critic_phase import ActorCriticFactory, ActorCriticPhase
+from delta_iris.training.systems.actor_critic_phase import ActorCriticFactory
 from delta_iris.training.systems.building import argument_of, format_millions
+from delta_iris.training.systems.real_segment_phase import RealSegmentPhase
 
 __all__ = ["ModelFree", "ModelFreeSchedule"]
 
@@ -28,38 +25,6 @@ class ModelFreeSchedule(Schedule):
     """
 
     actor_critic: PhaseSchedule = field(default_factory=PhaseSchedule)
-
-
-class RealSegmentPhase(ActorCriticPhase):
-    """Trains an actor-critic on real segments of burn-in, horizon and one bootstrapping frame.
-
-    Args:
-        actor_critic: what is trained.
-        recent_frames: how many of the last frames it trains on.
-        schedule: how much it trains.
-    """
-
-    def __init__(self, actor_critic: ActorCritic, recent_frames: int, schedule: PhaseSchedule) -> None:
-        # All steps but those of the burn-in and the bootstrapping frame are real.
-        length = actor_critic.burn_in + actor_critic.horizon + 1
-        sampling = Sampling(length, actor_critic.burn_in, 1, 0.0, recent_frames)
-        super().__init__(actor_critic, sampling, schedule)
-
-    def prepare(self, segment: SegmentBatch) -> ActorCriticBatch:
-        """Compute the targets of the recorded trajectories."""
-        burn_in, horizon = self.actor_critic.burn_in, self.actor_critic.horizon
-        acted_on = segment.slice_time(burn_in, burn_in + horizon)
-        rollout = Rollout(
-            to_float(segment.frames),
-            segment.mask[:, :burn_in],
-            acted_on.actions,
-            acted_on.rewards,
-            acted_on.terminated,
-        )
-        batch = self.actor_critic.compute_targets(rollout)
-        # The frame after a time limit is not stored, so that such a segment has nothing to bootstrap from.
-        complete = segment.mask[:, -1:] | (acted_on.terminated[:, -1:] == 1)
-        return batch._replace(alive=batch.alive & complete)
 
 
 class ModelFree(Learner):

@@ -6,15 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
+from torch import Tensor
+
 from delta_iris.actor_critic.policy import FramePolicy
 from delta_iris.data.collector import Policy
 from delta_iris.errors import UserError
 from delta_iris.training.learner import Learner
-from delta_iris.training.phase import Sampling
+from delta_iris.training.phase import Phase, Sampling
 from delta_iris.training.schedule import PhaseSchedule, Schedule
 from delta_iris.training.systems.actor_critic_phase import ActorCriticFactory
 from delta_iris.training.systems.building import argument_of, count_parameters, format_millions
 from delta_iris.training.systems.imagination_phase import ImaginationPhase
+from delta_iris.training.systems.real_segment_phase import RealSegmentPhase
 from delta_iris.training.systems.token_phases import DynamicsPhase, TokenizerPhase
 from delta_iris.world_models.tokens.base_dynamics import BaseDynamics
 from delta_iris.world_models.tokens.captured_world_model import CapturedTokenWorldModel
@@ -39,12 +42,16 @@ class TokenSchedule(Schedule):
     Args:
         tokenizer: how much the tokenizer trains.
         dynamics: how much the dynamics train.
-        actor_critic: how much the actor-critic trains.
+        actor_critic: how much the actor-critic trains in imagination.
+        real_segments: how much the actor-critic trains on real segments, each time before it trains in imagination: on
+            the latest episodes that together hold `collection.frames` frames. With 0 steps, the default and the paper's
+            method, it trains in imagination only.
     """
 
     tokenizer: PhaseSchedule = field(default_factory=PhaseSchedule)
     dynamics: PhaseSchedule = field(default_factory=PhaseSchedule)
     actor_critic: PhaseSchedule = field(default_factory=PhaseSchedule)
+    real_segments: PhaseSchedule = field(default_factory=lambda: PhaseSchedule(steps=0))
 
 
 class TokenSystem(Learner):
@@ -126,6 +133,7 @@ class TokenSystem(Learner):
         self.phases = [
             TokenizerPhase(self.tokenizer, self.tokenizer_sampling(segments), schedule.tokenizer),
             DynamicsPhase(self.dynamics, self.tokenizer, segments, schedule.dynamics),
+            *self._real_segment_phases(schedule),
             ImaginationPhase(
                 self.actor_critic,
                 [self.tokenizer, self.dynamics],
@@ -144,6 +152,33 @@ class TokenSystem(Learner):
         """
         return segments
 
+    def perceive(self, frames: Tensor) -> Tensor:
+        """What the actor-critic sees of real frames: by default the frames themselves.
+
+        Args:
+            frames: (B, T, 3, H, W) floats in [0, 1].
+
+        Returns:
+            (B, T, 3, H, W) floats in [0, 1].
+        """
+        return frames
+
+    def _real_segment_phases(self, schedule: TokenSchedule) -> list[Phase]:
+        """The phase on real segments; none where it is off, because each phase has an optimizer in the checkpoints."""
+        if not any(schedule.real_segments.steps_in(epoch) for epoch in (0, 1)):
+            return []
+        frames = schedule.collection.frames
+        if frames < 1:
+            raise UserError(
+                "model.init_args.schedule.real_segments trains on the frames that an epoch collects, but "
+                "model.init_args.schedule.collection.frames is 0: set it, or real_segments.steps to 0"
+            )
+        return [
+            RealSegmentPhase(
+                self.actor_critic, frames, schedule.real_segments, self.perceive, "real_segments", "real segments"
+            )
+        ]
+
     def _make_world_model(self, kind: type[W]) -> Callable[..., W]:
         frame_size, context = self.frame_size, self.context
 
@@ -154,7 +189,7 @@ class TokenSystem(Learner):
 
     def make_policy(self, graph_pool: Any = None) -> Policy:
         """See `Learner.make_policy`."""
-        return FramePolicy(self.actor_critic, graph_pool)
+        return FramePolicy(self.actor_critic, graph_pool, self.perceive)
 
     def imagined_until(self, epochs: int) -> int:
         """Frames imagined in a number of epochs."""
