@@ -70,7 +70,7 @@ def fit(
         env=environment(**(variables or {})),
     )
     assert done.returncode == status, done.stdout
-    assert status < 0 or "Traceback" not in done.stdout
+    assert status < 0 or "Traceback" not in done.stdout, done.stdout
     return done.stdout
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -50,7 +52,9 @@ class Strike(PhaseCallback):
         if name != self.activity or trainer.current_epoch != self.epoch:
             return
         if self.steps_left == 0 and self.name == "GROUP":
-            os.killpg(os.getpgrp(), signal.SIGTERM)
+            # From outside, as a scheduler does: a reader obeys a SIGTERM of the trainer's own.
+            order = f"import os, signal; os.killpg({os.getpgrp()}, signal.SIGTERM)"
+            subprocess.run([sys.executable, "-c", order], start_new_session=True, check=True)
         elif self.steps_left == 0 and self.name != "NODE":
             os.kill(os.getpid(), signal.Signals[self.name])
         elif self.steps_left == 0 and trainer.global_rank == trainer.world_size - 1:
