@@ -25,10 +25,13 @@ class Strike(PhaseCallback):
         step: of the activity, or of the environments, counted from 0.
         name: of the signal; `GROUP` for SIGTERM to all processes of the group, as schedulers send it;
             `NODE` kills the last process of the run and the agent that has started it.
+        rank: of the process that sends it; every process of the run does where None.
     """
 
-    def __init__(self, activity: str, epoch: int, step: int = 0, name: str = "SIGTERM") -> None:
-        self.activity, self.epoch, self.steps_left, self.name = activity, epoch, step, name
+    def __init__(
+        self, activity: str, epoch: int, step: int = 0, name: str = "SIGTERM", rank: int | None = None
+    ) -> None:
+        self.activity, self.epoch, self.steps_left, self.name, self.rank = activity, epoch, step, name, rank
 
     def on_phase_progress(self, trainer: L.Trainer, module: Any, activity: Activity, count: int, frames: int) -> None:
         self._step(trainer, activity.name)
@@ -47,7 +50,7 @@ class Strike(PhaseCallback):
         os.kill(os.getpid(), signal.Signals[self.name])
 
     def _step(self, trainer: L.Trainer, name: str) -> None:
-        if name != self.activity or trainer.current_epoch != self.epoch:
+        if name != self.activity or trainer.current_epoch != self.epoch or self.rank not in (None, trainer.global_rank):
             return
         if self.steps_left == 0 and self.name == "GROUP":
             os.killpg(os.getpgrp(), signal.SIGTERM)
