@@ -67,7 +67,7 @@ def fit(
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=180,
+        timeout=600,  # eight processes may share two cores
         start_new_session=True,
         env=environment(**(variables or {})),
     )

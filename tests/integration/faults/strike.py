@@ -1,4 +1,4 @@
-"""A callback that sends a signal to its own process at a moment of a run."""
+"""Callbacks: one sends a signal to its own process at a moment of a run, one counts its threads."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 
 from delta_iris.training.callbacks import PhaseCallback
 from delta_iris.training.phase import Activity
 
-__all__ = ["Strike"]
+__all__ = ["Strike", "ThreadCount"]
 
 
 class Strike(PhaseCallback):
@@ -60,3 +61,10 @@ class Strike(PhaseCallback):
             os.kill(os.getppid(), signal.SIGKILL)
             os.kill(os.getpid(), signal.SIGKILL)
         self.steps_left -= 1
+
+
+class ThreadCount(PhaseCallback):
+    """Writes how many threads each process computes with, to `threads_<rank>` in the working directory."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        Path(f"threads_{trainer.global_rank}").write_text(str(torch.get_num_threads()))

@@ -69,7 +69,7 @@ def test_all_processes_train_together(whole: Whole) -> None:
     assert [sum(map(reader.length, range(reader.num_episodes))) for reader in readers] == [steps] * whole.ranks
     assert not np.array_equal(readers[0].read(0, 0, 1).frames, readers[1].read(0, 0, 1).frames)  # other worlds
     assert len(list(whole.path.glob("events*"))) == 1
-    assert scalars(whole.path)["train/episodes"][-1][0] == steps * whole.ranks
+    assert scalars(whole.path)["train/episodes"][0][0] == -(-500 // whole.ranks) * whole.ranks
 
 
 @pytest.mark.parametrize(
@@ -121,6 +121,21 @@ def test_another_number_of_processes_cannot_resume_a_run(whole: Whole, others: i
     (line,) = [line for line in output.splitlines() if line.startswith("delta-iris: ")]
     assert f"resume with --trainer.devices {whole.ranks} (now {others})" in line
     assert sorted(whole.path.rglob("*")) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", [3, None])
+def test_all_processes_compute_with_the_threads_that_are_asked_for_or_share_the_cores(
+    tmp_path: Path, asked: int | None
+) -> None:
+    given = ["--num_threads", asked] if asked else []
+    expected = asked or max(1, len(os.sched_getaffinity(0)) // 2)
+    counting = ["--trainer.callbacks", "tests.integration.faults.strike.ThreadCount"]
+    variables = environment()
+    del variables["OMP_NUM_THREADS"]  # which would decide for the processes that Lightning starts
+    arguments = command(*options(2), *given, *counting, "--trainer.fast_dev_run", 1, "--trust", "tests")
+    subprocess.run(arguments, cwd=tmp_path, env=variables, check=True, timeout=240, start_new_session=True)
+    assert [(tmp_path / f"threads_{rank}").read_text() for rank in range(2)] == [str(expected)] * 2
 
 
 @pytest.mark.slow
