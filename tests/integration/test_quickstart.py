@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -75,13 +76,13 @@ def test_iris_learns_in_a_shortened_first_epoch_and_its_agent_can_be_exported(tm
     reached, _ = train_and_test(tmp_path, "--trainer.max_epochs=1", *options, name="iris_quickstart")
     # The mean of 200 episodes of random actions is below 1.75 in 99.9 % of all cases.
     assert reached > 2 * RANDOM
-    assert_can_be_exported(tmp_path, "iris_quickstart")
+    assert_can_be_exported(tmp_path, "iris_quickstart", pixels=2)
 
 
-def assert_can_be_exported(folder: Path, name: str = "quickstart") -> None:
-    """Export the last checkpoint of a run in `folder`; the agent plays and dreams."""
+def assert_can_be_exported(folder: Path, name: str = "quickstart", **game: Any) -> None:
+    """Export the last checkpoint of a run in `folder`; the agent plays, with options of the game, and dreams."""
     run(folder, "export", RUNS / name / "version_0" / "checkpoints" / "last.ckpt", "agent")
-    agent, env = load_pretrained(folder / "agent"), make_env("delta_iris/Catch-v0", pixels=2)
+    agent, env = load_pretrained(folder / "agent"), make_env("delta_iris/Catch-v0", **game)
     frame, _ = env.reset(seed=0)
     assert agent.act(frame) in range(3)
     assert "mean squared error of imagined frames" in run(folder, "dream", "agent")
@@ -106,8 +107,8 @@ def test_eight_processes_learn_in_a_shortened_first_epoch_and_their_agent_can_be
     run(tmp_path, "fit", "--config", "quickstart.yaml", *EIGHT, "--trainer.max_epochs=1", *options)
     together, alone = measure(tmp_path), measure(tmp_path, "--trainer.devices", 1)
     # The run's configuration has eight processes test. They run other episodes than one does, of returns from 0 to 6:
-    # the standard error of a mean of 200 is at most 0.21, and at these means less.
-    assert min(together, alone) > 2 * RANDOM
+    # the standard error of a mean of 200 is at most 0.21, and of the difference 0.3.
+    assert min(together, alone) > 1.5 * RANDOM  # 2.25: a random mean of 200 is below 1.75 in 99.9 % of all cases
     assert abs(together - alone) < 0.6
     assert_can_be_exported(tmp_path)
 
