@@ -1,4 +1,4 @@
-"""Tests of the communication between processes; see also test_two_ranks.py."""
+"""Tests of the communication between processes; see also tests/integration/test_ranks.py."""
 
 from __future__ import annotations
 

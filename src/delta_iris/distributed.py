@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,12 +10,24 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-__all__ = ["average_gradients", "gather_objects", "gather_rows", "world_size"]
+__all__ = ["average_gradients", "gather_objects", "gather_rows", "is_lost_connection", "world_size"]
+
+LOST_CONNECTION = re.compile("by peer|Broken pipe|remote process exited|failed to recv, got 0 bytes")
+"""What the errors of Gloo, NCCL and PyTorch's store say where a process at the other end has ended."""
 
 
 def world_size() -> int:
     """Return the number of training processes, 1 if `torch.distributed` is not initialized."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def is_lost_connection(error: RuntimeError) -> bool:
+    """Return whether an error was raised because another process of the run has ended.
+
+    Args:
+        error: what PyTorch raised.
+    """
+    return world_size() > 1 and LOST_CONNECTION.search(str(error)) is not None
 
 
 def average_gradients(parameters: Iterable[Tensor], loss: Tensor) -> Tensor:

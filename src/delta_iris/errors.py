@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Abandoned", "UserError"]
+__all__ = ["Abandoned", "SharedUserError", "UserError"]
 
 
 class UserError(Exception):
@@ -11,6 +11,10 @@ class UserError(Exception):
     The message names the configuration key or the file and says how to fix it. The command line prints only the
     message, without a traceback, and exits with status 2.
     """
+
+
+class SharedUserError(UserError):
+    """A `UserError` that every process of a run raises at the same point, so that only the first one prints it."""
 
 
 class Abandoned(Exception):

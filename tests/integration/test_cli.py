@@ -30,6 +30,7 @@ from delta_iris.commands.main import main
 from delta_iris.data.replay_reader import ReplayReader
 from delta_iris.errors import UserError
 from delta_iris.pretrained import export_agent, load_exported
+from tests.integration.faults.runs import share
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "tests" / "tiny.yaml"
@@ -393,19 +394,12 @@ def test_a_run_that_is_ended_leaves_no_process_behind(
             os.killpg(terminal.process.pid, 0)
 
 
-two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-
-
-@pytest.mark.parametrize(
-    ("accelerator", "compile_steps"),
-    [
-        ("cpu", False),
-        pytest.param("gpu", False, marks=(pytest.mark.gpu, two_gpus)),
-        pytest.param("gpu", True, marks=(pytest.mark.gpu, two_gpus)),
-    ],
-)
-def test_two_processes_train_together(tmp_path: Path, accelerator: str, compile_steps: bool) -> None:
-    pair = ("--trainer.accelerator", accelerator, "--trainer.devices", 2, "--model.compile", compile_steps)
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("compile_steps", [False, True])
+def test_two_processes_train_together(tmp_path: Path, compile_steps: bool) -> None:
+    """See tests/integration/faults/test_ranks.py for CPUs."""
+    pair = ("--trainer.accelerator", "gpu", "--trainer.devices", 2, "--model.compile", compile_steps)
     timeout = 600 if compile_steps else 180  # Both processes compile.
     output = fit(*pair, cwd=tmp_path, timeout=timeout)
     assert "Done: 2 epochs, 700 frames" in output
@@ -544,6 +538,61 @@ def test_invalid_input_gives_one_message_before_anything_is_made(
     assert message in printed
     assert "Traceback" not in printed
     assert not list(tmp_path.rglob("*.bin"))
+
+
+EIGHT = ["--trainer.devices", 8, *share(8)]
+EIGHT_EPISODES = [*EIGHT, "--data.recorded_episodes", "recorded", "--model.schedule.collection.last_epoch", 0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key", "found", "would_do"),
+    [
+        (["--data.num_envs", 12], "data.num_envs", 12, 16),
+        (["--data.num_test_envs", 12], "data.num_test_envs", 12, 16),
+        (["--data.val_episodes", 12], "data.val_episodes", 12, 16),
+        (["--data.test_episodes", 20], "data.test_episodes", 20, 24),
+        (["--model.schedule.tokenizer.batch_size", 4], "model.init_args.schedule.tokenizer.batch_size", 4, 8),
+        (["--model.schedule.dynamics.batch_size", 9], "model.init_args.schedule.dynamics.batch_size", 9, 16),
+        (["--model.actor_critic.num_minibatches", 2], "model.init_args.schedule.actor_critic.batch_size", 8, 16),
+    ],
+)
+def test_numbers_that_eight_processes_cannot_share_are_refused_in_a_line_before_they_start(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    arguments: list[object],
+    key: str,
+    found: int,
+    would_do: int,
+) -> None:
+    line = refused_line([*EIGHT, *arguments], tmp_path, monkeypatch, capfd)
+    assert re.search(rf"{re.escape(key)} is {found}\b.*: make it a multiple.*, such as {would_do}\b", line)
+    assert not any(tmp_path.rglob("version_*"))
+
+
+def test_fewer_recorded_episodes_than_processes_are_refused_in_a_line_before_they_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "recorded").mkdir()
+    for number in range(7):
+        (tmp_path / "recorded" / f"{number}.npz").touch()
+    line = refused_line(EIGHT_EPISODES, tmp_path, monkeypatch, capfd)
+    assert "data.recorded_episodes recorded holds 7 .npz files" in line
+    assert "8 process(es) need at least one each" in line
+
+
+def refused_line(
+    arguments: list[object], folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> str:
+    """The one line that `fit` prints in this process, which starts no other one, besides its configuration's name."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["delta-iris", "fit", "--config", str(TINY), *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    printed = "".join(capfd.readouterr())
+    (line,) = [line for line in printed.splitlines() if not line.startswith("configuration ")]
+    return line
 
 
 def test_other_runs_are_never_changed(trained: tuple[Path, str]) -> None:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -21,10 +23,12 @@ BEST = float(make_env("delta_iris/Catch-v0").unwrapped.best_return)  # type: ign
 RANDOM = BEST / 4
 RUNS = Path("lightning_logs")
 RUN = RUNS / "quickstart" / "version_0"
+EIGHT = ("--trainer.devices", 8, "--data.num_envs", 8, "--data.num_test_envs", 8)
+"""The quickstart on eight processes: its other numbers are multiples of eight."""
 
 
-def run(folder: Path, *arguments: object) -> str:
-    """Run a command in `folder` and return what it prints."""
+def run(folder: Path, *arguments: object, status: int = 0) -> str:
+    """Run a command in `folder`, assert its exit status and return what it prints."""
     done = subprocess.run(
         [sys.executable, "-m", "delta_iris", *map(str, arguments)],
         cwd=folder,
@@ -35,7 +39,7 @@ def run(folder: Path, *arguments: object) -> str:
         timeout=1500,
         start_new_session=True,
     )
-    assert done.returncode == 0, done.stdout
+    assert done.returncode == status, done.stdout
     return done.stdout
 
 
@@ -50,12 +54,18 @@ def train_and_test(folder: Path, *options: object, name: str = "quickstart") -> 
     Returns:
         the mean return of 200 test episodes, and what training printed.
     """
-    found = RUNS / name / "version_0"
     printed = run(folder, "fit", "--config", f"{name}.yaml", *options)
-    run(folder, "test", "--config", found / "config.yaml", "--ckpt_path", found / "checkpoints" / "last.ckpt")
+    return measure(folder, name=name), printed
+
+
+def measure(folder: Path, *options: object, name: str = "quickstart") -> float:
+    """Test the last checkpoint of a run in `folder`, with options of `test`; return the mean of 200 episodes."""
+    found = RUNS / name / "version_0"
+    trained = ("--config", found / "config.yaml", "--ckpt_path", found / "checkpoints" / "last.ckpt")
+    run(folder, "test", *trained, *options)
     result = json.loads((folder / found / "evaluation" / "last.json").read_text())
     assert result["episodes"] == 200
-    return float(result["return_mean"]), printed
+    return float(result["return_mean"])
 
 
 def test_iris_learns_in_a_shortened_first_epoch_and_its_agent_can_be_exported(tmp_path: Path) -> None:
@@ -66,12 +76,41 @@ def test_iris_learns_in_a_shortened_first_epoch_and_its_agent_can_be_exported(tm
     reached, _ = train_and_test(tmp_path, "--trainer.max_epochs=1", *options, name="iris_quickstart")
     # The mean of 200 episodes of random actions is below 1.75 in 99.9 % of all cases.
     assert reached > 2 * RANDOM
-    checkpoint = RUNS / "iris_quickstart" / "version_0" / "checkpoints" / "last.ckpt"
-    run(tmp_path, "export", checkpoint, "agent")
-    agent, env = load_pretrained(tmp_path / "agent"), make_env("delta_iris/Catch-v0", pixels=2)
+    assert_can_be_exported(tmp_path, "iris_quickstart", pixels=2)
+
+
+def assert_can_be_exported(folder: Path, name: str = "quickstart", **game: Any) -> None:
+    """Export the last checkpoint of a run in `folder`; the agent plays, with options of the game, and dreams."""
+    run(folder, "export", RUNS / name / "version_0" / "checkpoints" / "last.ckpt", "agent")
+    agent, env = load_pretrained(folder / "agent"), make_env("delta_iris/Catch-v0", **game)
     frame, _ = env.reset(seed=0)
     assert agent.act(frame) in range(3)
-    assert "mean squared error of imagined frames" in run(tmp_path, "dream", "agent")
+    assert "mean squared error of imagined frames" in run(folder, "dream", "agent")
+
+
+def test_eight_processes_name_the_numbers_of_the_quickstart_that_they_cannot_share(tmp_path: Path) -> None:
+    needed: list[object] = list(EIGHT[:2])
+    for key in ("num_envs", "num_test_envs"):
+        output = run(tmp_path, "fit", "--config", "quickstart.yaml", *needed, status=2)
+        (line,) = [line for line in output.splitlines() if not line.startswith("configuration ")]
+        found = re.search(rf"data\.{key} is 4, .*: make it a multiple of 8, such as (\d+)", line)
+        assert found is not None, line
+        needed += [f"--data.{key}", int(found[1])]
+    assert needed == list(EIGHT)
+
+
+@pytest.mark.slow
+def test_eight_processes_learn_in_a_shortened_first_epoch_and_their_agent_can_be_exported(tmp_path: Path) -> None:
+    schedule = {"tokenizer.first_epoch_steps": 500, "dynamics.first_epoch_steps": 500}
+    options = [f"--model.schedule.{name}={number}" for name, number in schedule.items()]
+    options.append("--model.tokenizer.optimizer.lr_decay_steps=500")
+    run(tmp_path, "fit", "--config", "quickstart.yaml", *EIGHT, "--trainer.max_epochs=1", *options)
+    together, alone = measure(tmp_path), measure(tmp_path, "--trainer.devices", 1)
+    # The run's configuration has eight processes test. They run other episodes than one does, of returns from 0 to 6:
+    # the standard error of a mean of 200 is at most 0.21, and of the difference 0.3.
+    assert min(together, alone) > 1.5 * RANDOM  # 2.25: a random mean of 200 is below 1.75 in 99.9 % of all cases
+    assert abs(together - alone) < 0.6
+    assert_can_be_exported(tmp_path)
 
 
 @pytest.mark.slow

@@ -268,7 +268,7 @@ def test_a_resumed_collection_equals_one_that_was_never_stopped(
 
 def test_a_checkpoint_of_another_number_of_processes_raises(data: ReplayDataModule) -> None:
     state = data.state_dict()
-    with pytest.raises(UserError, match=r"made by 2 processes.*--trainer\.devices 2 \(now 1\)"):
+    with pytest.raises(UserError, match=r"made by 2 process\(es\).*--trainer\.devices 2 \(now 1\)"):
         data.load_state_dict({"ranks": state["ranks"] * 2})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 from copy import deepcopy
@@ -179,6 +180,8 @@ class DeltaIrisCLI(LightningCLI):
             if config.num_threads < 1:
                 raise UserError(f"num_threads is {config.num_threads}: it must be 1 or more")
             torch.set_num_threads(config.num_threads)
+            # Where this is not set, Lightning's launcher shares the cores among the processes and sets threads anew.
+            os.environ["OMP_NUM_THREADS"] = str(config.num_threads)
         trainer = config.trainer
         expand_paths(config)
         self._given = deepcopy(config)
@@ -267,10 +270,14 @@ class DeltaIrisCLI(LightningCLI):
 
     def _check(self) -> None:
         model, data = self.model, self.datamodule
+        assert self.subcommand is not None
         assert isinstance(model, Learner)
         assert isinstance(data, ReplayDataModule)
         model.configuration = _to_plain({key: self._own[key].as_dict() for key in ("model", "data")})
-        check_configuration(model, data, self.trainer.world_size)
+        if self.subcommand == "fit" and self._checkpoint is not None:
+            # First: numbers that suit these processes would not help a run of another number of them.
+            data.check_state(self._checkpoint["ReplayDataModule"], self.trainer.world_size)
+        check_configuration(model, data, self.trainer.world_size, self.subcommand, self._checkpoint is not None)
         if self._exported is not None:
             model.exported_to = self._exported[1]
             _load_weights(model, *self._exported)
@@ -290,7 +297,6 @@ class DeltaIrisCLI(LightningCLI):
                 check_optimizers(self._checkpoint, phases, model.configuration, path)
                 _check_same_environment(self._checkpoint["configuration"], model.configuration, path)
                 _check_epochs(self._checkpoint, self.trainer.max_epochs, path)
-                data.check_state(self._checkpoint["ReplayDataModule"], self.trainer.world_size)
         if self._run is not None:
             if self._checkpoint is not None:
                 logs = self._checkpoint["loops"]["fit_loop"]["state_dict"].get("logs")

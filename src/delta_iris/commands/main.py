@@ -13,8 +13,10 @@ from typing import NoReturn
 from delta_iris.commands.cli import run_trainer
 from delta_iris.commands.tools import TOOLS, run_tool
 from delta_iris.data.disk import is_disk_full
-from delta_iris.errors import UserError
+from delta_iris.distributed import is_lost_connection
+from delta_iris.errors import SharedUserError, UserError
 from delta_iris.scratch import process_scratch
+from delta_iris.training.run_folder import is_first_process
 
 __all__ = ["main"]
 
@@ -38,6 +40,11 @@ def main(args: list[str] | None = None) -> None:
             else:
                 status = run_trainer(args)
             sys.stdout.flush()
+        except SharedUserError as error:
+            if is_first_process():
+                _fail(str(error))
+            # Lightning's first process would take another status for a failure, and be killed before it has printed.
+            status = 0
         except UserError as error:
             _fail(str(error))
         except BrokenPipeError:
@@ -50,6 +57,16 @@ def main(args: list[str] | None = None) -> None:
             if isinstance(error.__context__, KeyboardInterrupt):  # Lightning makes it a failure
                 raise SystemExit(130) from None
             raise
+        except RuntimeError as error:
+            if not is_lost_connection(error):
+                raise
+            if is_first_process():
+                print(
+                    "delta-iris: another process of the run has ended, so that this one ends too: what it printed "
+                    "before says why; resume with --ckpt_path last if a checkpoint was saved",
+                    file=sys.stderr,
+                )
+            status = 1
         except OSError as error:
             if not is_disk_full(error):
                 raise

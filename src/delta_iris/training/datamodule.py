@@ -24,13 +24,14 @@ from delta_iris.distributed import gather_objects
 from delta_iris.envs.pool import EnvPool
 from delta_iris.envs.vector import check_env, make_vector_env
 from delta_iris.envs.wrapper_list import GAME_WRAPPERS, TRAINING_WRAPPERS, WrapperEntry, check_wrappers
-from delta_iris.errors import UserError
+from delta_iris.errors import SharedUserError, UserError
 from delta_iris.scratch import process_scratch
 from delta_iris.training.held_out import HeldOutBatches
 from delta_iris.training.learner import Learner
 from delta_iris.training.phase import Phase, Sampling
 from delta_iris.training.random_state import get_random_states, set_random_states
 from delta_iris.training.run_folder import RunFolder
+from delta_iris.training.split import check_split, next_multiple
 
 __all__ = ["ReplayDataModule"]
 
@@ -59,7 +60,7 @@ class ReplayDataModule(L.LightningDataModule):
             makes, or files in the format of `read_recorded_episode`.
         val_episodes: test episodes of each validation, by whose mean return the best checkpoint is chosen.
         test_episodes: episodes of `test`.
-        val_batches: batches of held-out segments that the world model is measured on.
+        val_batches: batches of held-out segments that the world model is measured on, in each process.
         val_batch_size: segments of each of these batches.
         skip_damaged_episodes: leave out episodes that are damaged on the disk, instead of ending with their names.
         step_timeout: seconds that an environment may take for a step or a reset before it is replaced.
@@ -127,6 +128,7 @@ class ReplayDataModule(L.LightningDataModule):
         self._restored_random: dict[str, Any] | None = None
         self._held_out: Path | None = None
         self._run_seed: int | None = None
+        self._checked_stages: set[str] = set()
         self._envs: list[EnvPool] = []
         self._test_envs: EnvPool | None = None
 
@@ -163,21 +165,15 @@ class ReplayDataModule(L.LightningDataModule):
         Raises:
             UserError: if it cannot be split evenly.
         """
-        if number % self.world_size:
-            raise UserError(
-                f"{key} is {number}, which cannot be split evenly across {self.world_size} processes: make it a "
-                f"multiple of {self.world_size}, or change trainer.devices"
-            )
+        check_split(key, number, self.world_size)
         return number // self.world_size
 
     def setup(self, stage: str) -> None:
         """Check the environment against the configuration and, to fit, open the replay and the environments."""
         if self.samplers:
             return
-        if self.environment is not None:
-            self._check_environment(stage)
-        elif stage != "fit":
-            raise UserError("data.environment is null, so that there is no game to test an agent in: set it")
+        if stage not in self._checked_stages:
+            self.check(stage, self.world_size)
         if stage != "fit":
             return
         assert self.trainer is not None
@@ -191,14 +187,44 @@ class ReplayDataModule(L.LightningDataModule):
             bytes_per_batch = self._dataset(phase.sampling.length).bytes_per_batch(self._batch_size(phase))
             most_steps = max(phase.schedule.steps_in(0), phase.schedule.steps_in(1))
             check_shared_memory(self.num_workers, bytes_per_batch * self.trainer.num_devices, most_steps)
-        number = self.split_across_ranks("data.num_envs", self.num_envs)
         if self.environment is None:
             return
+        number = self.split_across_ranks("data.num_envs", self.num_envs)
         envs = self._make_envs(number, self.wrappers + self.training_wrappers)
         self.collector = Collector(envs, self.replay, self.learner.make_policy().burn_in, self.seed)
 
+    def check(self, stage: str, world_size: int) -> None:
+        """Check what can be checked before the processes start: numbers that they share, and the environment.
+
+        Args:
+            stage: `fit`, `validate` or `test`.
+            world_size: number of processes, which the module itself knows only once the Trainer has begun.
+
+        Raises:
+            UserError: names the key, and a value that would do.
+        """
+        if self.environment is None and stage != "fit":
+            raise SharedUserError("data.environment is null, so that there is no game to test an agent in: set it")
+        if self.environment is not None:
+            self._check_numbers(stage, world_size)
+            self._check_environment(stage)
+        self._checked_stages.add(stage)
+
+    def _check_numbers(self, stage: str, world_size: int) -> None:
+        """Check that processes can share the environments, and environments the test episodes."""
+        if stage == "fit":
+            check_split("data.num_envs", self.num_envs, world_size)
+        check_split("data.num_test_envs", self.num_test_envs, world_size)
+        for key, episodes in (("val_episodes", self.val_episodes), ("test_episodes", self.test_episodes)):
+            if episodes % self.num_test_envs:
+                raise SharedUserError(
+                    f"data.{key} is {episodes}, but each of the {self.num_test_envs} data.num_test_envs must run the "
+                    "same number (taking the first to finish would favour short episodes): make it a multiple, such "
+                    f"as {next_multiple(episodes, self.num_test_envs)}"
+                )
+
     def _check_environment(self, stage: str) -> None:
-        """Compare the environment with the configuration, and the numbers of test episodes and test environments."""
+        """Compare the environment with the configuration."""
         training = [self.wrappers + self.training_wrappers] if stage == "fit" and self.training_wrappers else []
         for wrappers in [self.wrappers, *training]:
             assert self.environment is not None
@@ -210,13 +236,6 @@ class ReplayDataModule(L.LightningDataModule):
                 self.step_timeout,
                 wrappers,
             )
-        self.split_across_ranks("data.num_test_envs", self.num_test_envs)
-        for key, episodes in (("val_episodes", self.val_episodes), ("test_episodes", self.test_episodes)):
-            if episodes % self.num_test_envs:
-                raise UserError(
-                    f"data.{key} is {episodes}, but each of the {self.num_test_envs} data.num_test_envs must run the "
-                    "same number (taking the first to finish would favour short episodes): make it a multiple"
-                )
 
     def _make_sampler(self, sampling: Sampling, seed: int) -> SegmentSampler | StreamSampler:
         if sampling.across_episodes:
@@ -387,21 +406,34 @@ class ReplayDataModule(L.LightningDataModule):
         self._phase_start = (phase.name, sampler.state_dict())
         batch_size = self._batch_size(phase)
         # All draws now: they are cheap, and an interrupted phase can then resume at any batch.
+        streams, batches, problem = None, [], None
         try:
-            streams = None
             if isinstance(sampler, StreamSampler):
                 streams = self._streams()
                 batches = [sampler.draw(streams, batch_size) for _ in range(steps)]
             else:
                 batches = [sampler.draw(self.replay.lengths, batch_size, update_counts) for _ in range(steps)]
         except ValueError as error:
-            raise UserError(
-                f"{phase.name}: {error}: use a shorter horizon, burn_in or segment_length, or collect more frames"
-            ) from error
+            problem = str(error)
+        self._agree_on_episodes(phase.name, problem)
         self._phase_batches = batches
         dataset = self._dataset(phase.sampling.length, streams)
         pin_memory = torch.cuda.is_available()
         return segment_loader(dataset, batches, self.num_workers, skip, pin_memory, phase=phase.name)
+
+    def _agree_on_episodes(self, phase: str, problem: str | None) -> None:
+        """Raise on all processes if one of them has no episode to draw from: the others would wait for it."""
+        problems = {rank: each for rank, each in enumerate(gather_objects(problem)) if each is not None}
+        if not problems:
+            return
+        where = ""
+        if self.world_size > 1:
+            ranks = ", ".join(map(str, problems))
+            where = f" in the replay of rank {ranks}, one of {self.world_size} that share the episodes"
+        raise SharedUserError(
+            f"{phase}: {next(iter(problems.values()))}{where}: use a shorter horizon, burn_in or segment_length, or "
+            f"collect more frames{', or set fewer trainer.devices' if where else ''}"
+        )
 
     def episodes_of(self, batch_idx: int) -> list[int]:
         """The episodes of this process's replay, in order, that a batch of the present phase was drawn from."""
@@ -469,13 +501,13 @@ class ReplayDataModule(L.LightningDataModule):
         """
         ranks = state["ranks"]
         if len(ranks) != world_size:
-            raise UserError(
-                f"the checkpoint was made by {len(ranks)} processes, each with its replay: resume with "
+            raise SharedUserError(
+                f"the checkpoint was made by {len(ranks)} process(es), each with its replay: resume with "
                 f"--trainer.devices {len(ranks)} (now {world_size})"
             )
         number = sum(len(rank["collector"].get("generations", ())) for rank in ranks)
         if number and number != self.num_envs:
-            raise UserError(
+            raise SharedUserError(
                 f"data.num_envs is {self.num_envs}, but the checkpoint holds {number} environments in the middle of "
                 f"their episodes: resume with --data.num_envs {number}"
             )

@@ -21,7 +21,7 @@ from delta_iris.acceleration.cuda_graph import CudaGraphed
 from delta_iris.data.collector import Policy
 from delta_iris.data.segment import SegmentBatch
 from delta_iris.distributed import average_gradients, gather_objects
-from delta_iris.errors import UserError
+from delta_iris.errors import SharedUserError, UserError
 from delta_iris.evaluation.world_model import WorldModelEvaluator
 from delta_iris.nn.optim import mask_step, rewind_schedule
 from delta_iris.nn.transformer import autocast_dtype
@@ -306,7 +306,7 @@ class Learner(L.LightningModule):
         for step in steps:
             count.count(step.global_step, step in skipped_steps)
             if count.in_a_row > self.max_skipped_steps:
-                raise UserError(
+                raise SharedUserError(
                     f"{phase.name}: the loss or its gradient became infinite or NaN, and {count.in_a_row} optimizer "
                     f"steps in a row, from step {count.first} on, were skipped: resume a checkpoint from before that "
                     f"step with --ckpt_path and a smaller {phase.learning_rate_key}, or trainer.precision=32-true; "

@@ -382,6 +382,8 @@ class CollectTrainLoop(FitLoopBase):
         return self.trainer.strategy.reduce_boolean_decision(self.stop_requested, all=False)
 
     def _save_interrupted(self) -> None:
+        # The first process, which ends with a status for all, may not be the one that was sent a signal.
+        self.stop_signal = next((each for each in gather_objects(self.stop_signal) if each is not None), None)
         self.interrupted_checkpoint = RunFolder.of(self.trainer).interrupted
         self.trainer.save_checkpoint(self.interrupted_checkpoint, weights_only=False)
         rank_zero_info(f"\nStopped in epoch {self.trainer.current_epoch + 1}. Resume with:")

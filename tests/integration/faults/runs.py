@@ -23,7 +23,9 @@ __all__ = [
     "environment",
     "fit",
     "scalars",
+    "share",
     "strike",
+    "survivors",
 ]
 
 ROOT = Path(__file__).parents[3]
@@ -65,7 +67,7 @@ def fit(
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=180,
+        timeout=600,  # eight processes may share two cores
         start_new_session=True,
         env=environment(**(variables or {})),
     )
@@ -74,9 +76,28 @@ def fit(
     return done.stdout
 
 
-def strike(activity: str, epoch: int, step: int, name: str) -> list[str]:
-    """The options of a run that is struck by a signal."""
-    values = {"activity": activity, "epoch": epoch, "step": step, "name": name}
+def share(processes: int) -> list[object]:
+    """The options of a run whose environments, test episodes and batches so many processes can share: one each."""
+    keys = [f"data.{name}" for name in ("num_envs", "num_test_envs", "val_episodes", "test_episodes")]
+    keys += [f"model.schedule.{phase}.batch_size" for phase in ("tokenizer", "dynamics", "actor_critic")]
+    return [part for key in keys for part in (f"--{key}", processes)]
+
+
+def survivors(marker: str) -> list[Path]:
+    """The processes that have a text in their environment variables, as folders of `/proc`."""
+    return [each.parent for each in Path("/proc").glob("[0-9]*/environ") if marker.encode() in _read(each)]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def strike(activity: str, epoch: int, step: int, name: str, rank: int | None = None) -> list[str]:
+    """The options of a run that is struck by a signal; see `Strike`."""
+    values = {"activity": activity, "epoch": epoch, "step": step, "name": name, "rank": rank}
     callback = {"class_path": "tests.integration.faults.strike.Strike", "init_args": values}
     return ["--trainer.callbacks", json.dumps([callback])]
 

@@ -1,4 +1,4 @@
-"""A callback that sends a signal to its own process at a moment of a run."""
+"""Callbacks: one sends a signal to its own process at a moment of a run, one counts its threads."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 
 from delta_iris.training.callbacks import PhaseCallback
 from delta_iris.training.phase import Activity
 
-__all__ = ["Strike"]
+__all__ = ["Strike", "ThreadCount"]
 
 
 class Strike(PhaseCallback):
@@ -27,10 +28,13 @@ class Strike(PhaseCallback):
         step: of the activity, or of the environments, counted from 0.
         name: of the signal; `GROUP` for SIGTERM to all processes of the group, as schedulers send it;
             `NODE` kills the last process of the run and the agent that has started it.
+        rank: of the process that sends it; every process of the run does where None.
     """
 
-    def __init__(self, activity: str, epoch: int, step: int = 0, name: str = "SIGTERM") -> None:
-        self.activity, self.epoch, self.steps_left, self.name = activity, epoch, step, name
+    def __init__(
+        self, activity: str, epoch: int, step: int = 0, name: str = "SIGTERM", rank: int | None = None
+    ) -> None:
+        self.activity, self.epoch, self.steps_left, self.name, self.rank = activity, epoch, step, name, rank
 
     def on_phase_progress(self, trainer: L.Trainer, module: Any, activity: Activity, count: int, frames: int) -> None:
         self._step(trainer, activity.name)
@@ -49,7 +53,7 @@ class Strike(PhaseCallback):
         os.kill(os.getpid(), signal.Signals[self.name])
 
     def _step(self, trainer: L.Trainer, name: str) -> None:
-        if name != self.activity or trainer.current_epoch != self.epoch:
+        if name != self.activity or trainer.current_epoch != self.epoch or self.rank not in (None, trainer.global_rank):
             return
         if self.steps_left == 0 and self.name == "GROUP":
             # From outside, as a scheduler does: a reader obeys a SIGTERM of the trainer's own.
@@ -61,3 +65,10 @@ class Strike(PhaseCallback):
             os.kill(os.getppid(), signal.SIGKILL)
             os.kill(os.getpid(), signal.SIGKILL)
         self.steps_left -= 1
+
+
+class ThreadCount(PhaseCallback):
+    """Writes how many threads each process computes with, to `threads_<rank>` in the working directory."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        Path(f"threads_{trainer.global_rank}").write_text(str(torch.get_num_threads()))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.faults.runs import RUN, assert_equal_runs, command, environment, strike
+from tests.integration.faults.runs import RUN, assert_equal_runs, command, environment, share, strike
 
 
 def start_nodes(processes: int, *arguments: object, cwd: Path) -> list[subprocess.Popen[str]]:
@@ -27,12 +27,8 @@ def start_nodes(processes: int, *arguments: object, cwd: Path) -> list[subproces
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    number = 2 * processes
     options: list[object] = ["--trainer.devices", processes, "--trainer.num_nodes", 2]
-    options += ["--trainer.strategy", "delta_ddp", "--data.num_envs", number, "--data.num_test_envs", number]
-    options += ["--data.val_episodes", number]
-    for phase in ("tokenizer", "dynamics", "actor_critic"):
-        options += [f"--model.schedule.{phase}.batch_size", number]
+    options += ["--trainer.strategy", "delta_ddp", *share(2 * processes)]
     agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", str(processes)]
     agent += ["--rdzv-backend", "c10d", "--rdzv-id", "1", "--rdzv-endpoint", f"127.0.0.1:{port}"]
     agent += ["--local-addr", "127.0.0.1", "--monitor-interval", "0.2"]

@@ -1,4 +1,4 @@
-"""Tests that two processes compute the same as one: gradients, codebook and initial weights."""
+"""Tests that two and eight processes compute the same as one: gradients, codebook and initial weights."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ from tests.helpers import (
     make_tokenizer,
 )
 
-BATCH = 4
+BATCH = 16
 PHASES = ["tokenizer", "dynamics", "actor_critic"]
 
 
 def make_case(name: str) -> tuple[L.LightningModule, Any]:
-    """Return a module and its prepared batch, whose two halves contain different amounts of padding."""
+    """Return a module and its prepared batch, of which the first rows contain padding."""
     segment = make_segment(BATCH, padded=True)
     segment.mask[0, :5] = False
     if name == "tokenizer":
@@ -97,32 +97,37 @@ def compute_step(
     return {key: value.cpu() for key, value in result.items()}
 
 
-def save_step(rank: int, path: str, name: str, micro_batch_size: int | None, device: str) -> None:
-    """Save `compute_step` of this process's half of the batch."""
+def share(batch: Any, rank: int, ranks: int) -> Any:
+    """This process's part of a batch."""
+    size = BATCH // ranks
+    return tree_map(lambda x: x[rank * size : (rank + 1) * size], batch)
+
+
+def rank_step(rank: int, ranks: int, name: str, micro_batch_size: int | None, device: str) -> dict[str, Tensor]:
+    """`compute_step` of this process's part of the batch."""
     torch.backends.cudnn.allow_tf32 = False
     module, batch = make_case(name)
-    half = tree_map(lambda x: x[rank * BATCH // 2 : (rank + 1) * BATCH // 2], batch)
-    result = compute_step(name, module, half, micro_batch_size, f"cuda:{rank}" if device == "cuda" else device)
-    torch.save(result, f"{path}/{rank}.pt")
+    device = f"cuda:{rank}" if device == "cuda" else device
+    return compute_step(name, module, share(batch, rank, ranks), micro_batch_size, device)
 
 
-def save_initial_weights(rank: int, path: str) -> None:
-    """Give the system different weights in each process, set up the strategy and save the weights."""
+def initial_weights(rank: int, ranks: int) -> dict[str, Tensor]:
+    """The weights of a system that were different in each process, once the strategy has set up."""
     strategy, system = DeltaDDPStrategy(), make_system()
     strategy.connect(system)
     generator = torch.Generator().manual_seed(rank)
     with torch.no_grad():
         system.actor_critic.network.actor.weight.normal_(generator=generator)
     strategy.configure_ddp()
-    torch.save(system.state_dict(), f"{path}/{rank}.pt")
+    return system.state_dict()
 
 
-def save_skipped_step(rank: int, path: str, name: str, gradients: bool) -> None:
-    """Save the state of a module after a step whose loss is NaN on process 1 only, and before it.
+def skipped_step(rank: int, ranks: int, name: str, gradients: bool) -> dict[str, Tensor]:
+    """The state of a module before and after a step whose loss is NaN on process 1 only, and after a step like others.
 
     Args:
         rank: of this process.
-        path: folder for the result.
+        ranks: number of processes.
         name: of the phase.
         gradients: whether the gradients are NaN too.
     """
@@ -150,45 +155,58 @@ def save_skipped_step(rank: int, path: str, name: str, gradients: bool) -> None:
             return output._replace(loss=bad) if is_bad else output
 
         phase.loss = loss
-        half = tree_map(lambda x: x[rank * BATCH // 2 : (rank + 1) * BATCH // 2], batch)
-        metrics = system.forward_backward(phase, half)
+        metrics = system.forward_backward(phase, share(batch, rank, ranks))
         mask_step(optimizer, metrics["skipped"])
         optimizer.step()
         phase.after_batch(metrics["skipped"].bool())
         states.append(state())
-    torch.save({f"{n} {k}": v for n, each in enumerate(states) for k, v in each.items()}, f"{path}/{rank}.pt")
+    return {f"{n} {k}": v for n, each in enumerate(states) for k, v in each.items()}
 
 
-def run_process(rank: int, port: int, backend: str, function: Callable[..., None], *args: Any) -> None:
-    """Join the process group and call `function(rank, *args)`."""
+Job = tuple[Callable[..., dict[str, Tensor]], tuple[Any, ...]]
+"""A function of a rank, the number of ranks and further arguments, and these arguments."""
+
+
+def run_process(rank: int, ranks: int, port: int, backend: str, path: str, jobs: list[Job]) -> None:
+    """Join the process group, do one job after another and save what they return."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     if backend == "nccl":
         torch.cuda.set_device(rank)
-    dist.init_process_group(backend, rank=rank, world_size=2)
-    function(rank, *args)
-    # Neither process may end the group while the other still communicates.
+    dist.init_process_group(backend, rank=rank, world_size=ranks)
+    torch.save([function(rank, ranks, *arguments) for function, arguments in jobs], f"{path}/{rank}.pt")
+    # No process may end the group while another still communicates.
     dist.barrier()
     dist.destroy_process_group()
 
 
-def run_two(path: Path, backend: str, function: Callable[..., None], *args: Any) -> list[dict[str, Tensor]]:
-    """Call `function(rank, path, *args)` in two processes; return what each has saved."""
+def run_ranks(ranks: int, path: Path, backend: str, jobs: list[Job]) -> list[list[dict[str, Tensor]]]:
+    """Do jobs together in several processes.
+
+    Args:
+        ranks: number of processes.
+        path: folder for results.
+        backend: `gloo` or `nccl`.
+        jobs: done one after the other.
+
+    Returns:
+        for each job, what it returned in each process.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    arguments = (port, backend, function, str(path), *args)
-    processes: Any = spawn(run_process, arguments, nprocs=2, join=False)
-    deadline = time.monotonic() + 90
+    processes: Any = spawn(run_process, (ranks, port, backend, str(path), jobs), nprocs=ranks, join=False)
+    deadline = time.monotonic() + 60 + 30 * ranks
     try:
         while not processes.join(timeout=5):
-            assert time.monotonic() < deadline, "the two processes hang"
+            assert time.monotonic() < deadline, "the processes hang"
     finally:
         for process in processes.processes:
             process.kill()
-    return [torch.load(path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    saved = [torch.load(path / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
+    return [list(job) for job in zip(*saved, strict=True)]
 
 
-CASES = [
+STEPS = [
     ("tokenizer", None),
     ("tokenizer", 1),
     ("tokenizer, of frames", 1),
@@ -197,57 +215,78 @@ CASES = [
     ("actor_critic", None),
     ("actor_critic, second epoch", 1),
 ]
+SKIPPED = [*((name, False) for name in PHASES), ("tokenizer", True)]
+RANKS = (2, 8)
+
+Run = Callable[[Callable[..., Any], tuple[Any, ...]], list[dict[str, Tensor]]]
 
 
-@pytest.mark.parametrize(("name", "micro_batch_size"), CASES)
-def test_gradients_and_codebook_equal_those_of_one_process(
-    tmp_path: Path, name: str, micro_batch_size: int | None
-) -> None:
-    ranks = run_two(tmp_path, "gloo", save_step, name, micro_batch_size, "cpu")
+@pytest.fixture(scope="module", params=RANKS)
+def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Gives what a job returned in each of two or eight processes, which do all jobs one after the other."""
+    jobs: list[Job] = [(rank_step, (*step, "cpu")) for step in STEPS]
+    jobs += [*((skipped_step, skipped) for skipped in SKIPPED), (initial_weights, ())]
+    results = run_ranks(request.param, tmp_path_factory.mktemp("ranks"), "gloo", jobs)
+    assert all(len(ranks) == request.param for ranks in results)
+    return lambda function, arguments: results[jobs.index((function, arguments))]
+
+
+def assert_equal_ranks(ranks: list[dict[str, Tensor]]) -> None:
+    """Weights that are updated by different gradients would drift apart."""
+    for other in ranks[1:]:
+        assert other.keys() == ranks[0].keys()
+        for key, value in ranks[0].items():
+            assert torch.equal(value, other[key]), key
+
+
+@pytest.mark.parametrize(("name", "micro_batch_size"), STEPS)
+def test_gradients_and_codebook_equal_those_of_one_process(done: Run, name: str, micro_batch_size: int | None) -> None:
+    ranks = done(rank_step, (name, micro_batch_size, "cpu"))
+    assert_equal_ranks(ranks)
     module, batch = make_case(name)
     expected = compute_step(name, module, batch)
     assert expected.keys() == ranks[0].keys()
     assert any(value.abs().sum() > 0 for value in expected.values())
     for key, value in expected.items():
-        assert torch.equal(ranks[0][key], ranks[1][key]), key
         # float32 sums in another order; gradients here are at most around one. Those of IRIS's deep CNN differ by 4e-6
         # from what float64 gives.
         atol = 1e-5 if name == "tokenizer, of frames" else 2e-6
         torch.testing.assert_close(ranks[0][key], value, atol=atol, rtol=1e-4, msg=key)
 
 
-@pytest.mark.parametrize(("name", "gradients"), [*((name, False) for name in PHASES), ("tokenizer", True)])
-def test_a_loss_that_is_nan_on_one_process_skips_the_step_on_both(tmp_path: Path, name: str, gradients: bool) -> None:
-    first, second = run_two(tmp_path, "gloo", save_skipped_step, name, gradients)
-    assert all(torch.equal(value, second[key]) for key, value in first.items())
+@pytest.mark.parametrize(("name", "gradients"), SKIPPED)
+def test_a_loss_that_is_nan_on_one_process_skips_the_step_on_all(done: Run, name: str, gradients: bool) -> None:
+    ranks = done(skipped_step, (name, gradients))
+    assert_equal_ranks(ranks)
+    first = ranks[0]
     names = [key[2:] for key in first if key.startswith("0 ")]
     assert all(torch.equal(first[f"0 {key}"], first[f"1 {key}"]) for key in names)
     assert not all(torch.equal(first[f"1 {key}"], first[f"2 {key}"]) for key in names)
     assert all(bool(value.isfinite().all()) for value in first.values())
 
 
+def test_all_processes_start_with_the_weights_of_the_first(done: Run) -> None:
+    assert_equal_ranks(done(initial_weights, ()))
+
+
 @pytest.mark.gpu
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-@pytest.mark.parametrize(("name", "micro_batch_size"), CASES)
-def test_graphs_on_two_gpus_compute_the_same_as_one_process(
-    tmp_path: Path, name: str, micro_batch_size: int | None
+@pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.parametrize(("name", "micro_batch_size"), STEPS)
+def test_graphs_on_several_gpus_compute_the_same_as_one_process(
+    tmp_path: Path, ranks: int, name: str, micro_batch_size: int | None
 ) -> None:
     """The graphs contain the communication."""
-    ranks = run_two(tmp_path, "nccl", save_step, name, micro_batch_size, "cuda")
+    if torch.cuda.device_count() < ranks:
+        pytest.skip(f"needs {ranks} GPUs")
+    (results,) = run_ranks(ranks, tmp_path, "nccl", [(rank_step, (name, micro_batch_size, "cuda"))])
+    assert_equal_ranks(results)
     module, batch = make_case(name)
     expected = compute_step(name, module, batch)
-    assert expected.keys() == ranks[0].keys()
+    assert expected.keys() == results[0].keys()
     for key, value in expected.items():
-        assert torch.equal(ranks[0][key], ranks[1][key]), key
         # The tolerance of tests/training/test_learner.py for one GPU.
-        difference, size = (ranks[0][key] - value).double().norm(), value.double().norm()
+        difference, size = (results[0][key] - value).double().norm(), value.double().norm()
         assert difference < 1e-4 * size + 1e-6, f"{key}: difference {difference:.2e} of {size:.2e}"
-
-
-def test_all_processes_start_with_the_weights_of_the_first(tmp_path: Path) -> None:
-    first, second = run_two(tmp_path, "gloo", save_initial_weights)
-    assert first.keys() == second.keys()
-    assert all(torch.equal(value, second[key]) for key, value in first.items())
 
 
 STARTED = """
