@@ -582,11 +582,15 @@ def test_fewer_recorded_episodes_than_processes_are_refused_in_a_line_before_the
 
 
 def refused_line(
-    arguments: list[object], folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    arguments: list[object],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    config: Path | str = TINY,
 ) -> str:
     """The one line that `fit` prints in this process, which starts no other one, besides its configuration's name."""
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", ["delta-iris", "fit", "--config", str(TINY), *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", ["delta-iris", "fit", "--config", str(config), *map(str, arguments)])
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 2

@@ -220,6 +220,7 @@ def test_invalid_arguments_raise() -> None:
     schedule = ModelFreeSchedule(CollectionSchedule(72), PhaseSchedule(batch_size=8))
     with pytest.raises(UserError, match=r"schedule\.actor_critic\.batch_size is 8: make it a multiple of 3"):
         check_configuration(make_model_free(schedule, **MULTI_EPOCH), make_catch_data(), 1)
+    check_configuration(make_model_free(schedule, **MULTI_EPOCH), make_catch_data(), 1, "test")  # trains on no batch
 
 
 def test_a_horizon_that_no_episode_is_long_enough_for_gives_one_line(tmp_path: Path) -> None:
