@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
+import pytest
 import torch
 
+from delta_iris.data import loader as loader_module
 from delta_iris.data.loader import SegmentDataset, segment_loader
 from delta_iris.data.replay import Replay
+from delta_iris.errors import UserError
 
 from .replay_helpers import SHAPE, fill
+
+HANGING: set[Path] = set()
+"""Files; while there are any, a process that is forked removes one and waits for ever."""
+
+
+def _hang_after_fork() -> None:
+    for path in HANGING:
+        if path.exists():
+            path.unlink()
+            while True:
+                signal.pause()
+
+
+os.register_at_fork(after_in_child=_hang_after_fork)
 
 
 def test_background_loading_yields_the_same_batches_in_order(tmp_path: Path) -> None:
@@ -44,3 +63,31 @@ def test_a_single_item_is_a_batch_of_one(tmp_path: Path) -> None:
     dataset = SegmentDataset(tmp_path, SHAPE, 6)
     for field, expected in zip(dataset[0, 3], dataset.__getitems__([(0, 3)]), strict=True):
         assert torch.equal(field, expected)
+
+
+def hanging(folder: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the next processes that are forked hang before they run any code of the loader."""
+    paths = {folder / f"hang-{each}" for each in range(number)}
+    for path in paths:
+        path.touch()
+    monkeypatch.setattr(loader_module, "START_TIMEOUT", 0.5)
+    monkeypatch.setitem(globals(), "HANGING", paths)
+
+
+def test_a_process_that_hangs_at_its_start_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(Replay(tmp_path / "replay", SHAPE), 300)
+    dataset, indices = SegmentDataset(tmp_path / "replay", SHAPE, 21), [[(0, start)] for start in range(5)]
+    expected = [dataset.__getitems__(batch) for batch in indices]
+    hanging(tmp_path, 1, monkeypatch)
+    found = list(segment_loader(SegmentDataset(tmp_path / "replay", SHAPE, 21), indices, num_workers=2))
+    assert not list(tmp_path.glob("hang-*"))
+    for batch, expected_batch in zip(found, expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(batch, expected_batch, strict=True))
+
+
+def test_processes_that_never_start_give_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(Replay(tmp_path / "replay", SHAPE), 300)
+    hanging(tmp_path, 9, monkeypatch)
+    loader = segment_loader(SegmentDataset(tmp_path / "replay", SHAPE, 5), [[(0, 0)]], num_workers=1, phase="dynamics")
+    with pytest.raises(UserError, match=r"dynamics: the processes .* did not start within .* seconds, 3 times"):
+        iter(loader)

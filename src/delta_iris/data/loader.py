@@ -7,7 +7,9 @@ import functools
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
+from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,10 @@ __all__ = ["SegmentDataset", "SegmentLoader", "check_shared_memory", "segment_lo
 
 PREFETCH_FACTOR = 4
 """Batches that each background process reads ahead."""
+START_TIMEOUT = 30.0
+"""Seconds in which background processes must have started; otherwise they are killed and started anew."""
+STARTS = 3
+"""Attempts to start them."""
 
 
 class SegmentDataset(Dataset[SegmentBatch]):
@@ -163,8 +169,32 @@ class SegmentLoader(DataLoader[SegmentBatch]):
             pass
         # A process may die while the next one is started, but not of a signal that the trainer is to answer.
         with self._one_line(), _blocked_signals():
-            iterator = super().__iter__()
+            iterator = self._start()
         return self._batches(iterator)
+
+    def _start(self) -> Iterator[Any]:
+        """Start the background processes, and wait until all of them run.
+
+        A process that is forked while another thread of the trainer begins or ends may wait for ever for a lock that
+        this thread held, in Python 3.11. Gloo's threads enter and leave Python at each collective operation.
+        """
+        if not self.num_workers:
+            return super().__iter__()
+        for _ in range(STARTS):
+            running, started = os.pipe()
+            try:
+                self.worker_init_fn = functools.partial(_init_worker, parent=os.getpid(), started=started)
+                iterator = super().__iter__()
+                if _wait_for_bytes(running, self.num_workers, START_TIMEOUT):
+                    return iterator
+            finally:
+                os.close(running)
+                os.close(started)
+            _kill(iterator._workers)  # type: ignore[attr-defined]
+        raise UserError(
+            f"{self.phase}: the processes that read segments did not start within {START_TIMEOUT:.0f} seconds, "
+            f"{STARTS} times: use fewer data.num_workers"
+        )
 
     def _batches(self, iterator: Iterator[Any]) -> Iterator[SegmentBatch]:
         try:
@@ -233,8 +263,19 @@ def _blocked_signals() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _init_worker(_: int, parent: int) -> None:
-    """Leave it to the trainer what a signal means, but never outlive it."""
+def _wait_for_bytes(pipe: int, number: int, timeout: float) -> bool:
+    """Whether so many bytes arrive in time."""
+    deadline = time.monotonic() + timeout
+    while number > 0:
+        if not connection.wait([pipe], max(0.0, deadline - time.monotonic())):
+            return False
+        number -= len(os.read(pipe, number))
+    return True
+
+
+def _init_worker(_: int, parent: int, started: int) -> None:
+    """Say that this process runs. Leave it to the trainer what a signal means, but never outlive it."""
+    os.write(started, b"s")
     # Ctrl-C reaches all processes of the terminal.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A scheduler sends SIGTERM to all processes of a job, the DataLoader to a worker that has to end.
@@ -306,7 +347,6 @@ def segment_loader(
         num_workers=num_workers,
         # `__getitems__` already returns a batch.
         collate_fn=_return_unchanged,
-        worker_init_fn=functools.partial(_init_worker, parent=os.getpid()),
         pin_memory=pin_memory,
         # Creating an iterator draws a seed, which must not come from the random numbers of training.
         generator=torch.Generator(),

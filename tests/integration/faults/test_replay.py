@@ -234,9 +234,9 @@ def test_workers_leave_signals_to_the_trainer_and_end_with_it(tmp_path: Path) ->
     slow_start = """
     import delta_iris.data.loader as loader_module
     init_worker = loader_module._init_worker
-    def slow_init_worker(number, parent):
+    def slow_init_worker(number, parent, started):
         time.sleep(1.5 * number)
-        init_worker(number, parent)
+        init_worker(number, parent, started)
     loader_module._init_worker = slow_init_worker
     """
     script = textwrap.dedent(slow_start) + LOADER.replace("TIMEOUT", "60") + textwrap.dedent(script)
