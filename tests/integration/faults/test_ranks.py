@@ -103,6 +103,7 @@ def test_all_processes_end_with_one_that_is_killed_and_the_run_resumes(
 
 
 @pytest.mark.slow
+@SLOW
 def test_a_signal_to_one_process_stops_all_and_the_run_resumes(tmp_path: Path, whole: Whole) -> None:
     status = 128 + signal.SIGTERM
     output = fit(*whole.options, *strike("tokenizer", 1, 1, "SIGTERM", whole.ranks - 1), cwd=tmp_path, status=status)
