@@ -75,7 +75,7 @@ def test_all_processes_train_together(whole: Whole) -> None:
 @pytest.mark.parametrize(
     ("activity", "first"),
     [
-        ("dynamics", False),  # the others wait for its gradients
+        pytest.param("dynamics", False, marks=SLOW),  # the others wait for its gradients
         pytest.param("collect", True, marks=SLOW),  # the others wait for nothing
         pytest.param("collect", False, marks=SLOW),
         pytest.param("test", True, marks=SLOW),
@@ -103,7 +103,6 @@ def test_all_processes_end_with_one_that_is_killed_and_the_run_resumes(
 
 
 @pytest.mark.slow
-@SLOW
 def test_a_signal_to_one_process_stops_all_and_the_run_resumes(tmp_path: Path, whole: Whole) -> None:
     status = 128 + signal.SIGTERM
     output = fit(*whole.options, *strike("tokenizer", 1, 1, "SIGTERM", whole.ranks - 1), cwd=tmp_path, status=status)
