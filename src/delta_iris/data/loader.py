@@ -264,7 +264,7 @@ def _blocked_signals() -> Iterator[None]:
 
 
 def _wait_for_bytes(pipe: int, number: int, timeout: float) -> bool:
-    """Whether so many bytes arrive in time."""
+    """Return whether `number` bytes arrive within `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while number > 0:
         if not connection.wait([pipe], max(0.0, deadline - time.monotonic())):

@@ -1,4 +1,4 @@
-"""Convolutions together with the pooling or upsampling beside them, computed at the lower resolution."""
+"""Convolutions with max-pooling or upsampling folded into them, so that they work at the lower resolution."""
 
 from __future__ import annotations
 
@@ -7,6 +7,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 __all__ = ["PooledConvolution", "UpsampledConvolution"]
+
+
+def _placing(kernel: int) -> Tensor:
+    """Where the elements of a kernel's row lie on a map whose pixels are pairs of pixels.
+
+    Args:
+        kernel: length of the row, odd.
+
+    Returns:
+        (2, small kernel, 2, kernel) of zeros and ones: by output pixel of a pair, small pixel, and pixel in it.
+    """
+    reach = (kernel // 2 + 1) // 2
+    offsets = torch.arange(2).view(2, 1, 1, 1) + torch.arange(kernel) - kernel // 2
+    pixels = 2 * torch.arange(-reach, reach + 1).view(-1, 1, 1) + torch.arange(2).view(2, 1)
+    return (offsets == pixels).float()
 
 
 def _transform_kernel(matrix: Tensor, weight: Tensor) -> Tensor:
@@ -28,15 +43,11 @@ class PooledConvolution(nn.Conv2d):
     """
 
     placing: Tensor
-    """(2, small kernel, 2, kernel) of zeros and ones: where an element of a kernel's row lies, by output phase."""
+    """See `_placing`."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int) -> None:
         super().__init__(in_channels, out_channels, kernel, padding=kernel // 2)
-        radius = kernel // 2
-        reach = (radius + 1) // 2
-        offsets = torch.arange(2).view(2, 1, 1, 1) + torch.arange(-radius, radius + 1)
-        pixels = 2 * torch.arange(-reach, reach + 1).view(-1, 1, 1) + torch.arange(2).view(2, 1)
-        self.register_buffer("placing", (offsets == pixels).float(), persistent=False)
+        self.register_buffer("placing", _placing(kernel), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_channels, H, W) to (N, out_channels, H / 2, W / 2)."""
@@ -69,12 +80,8 @@ class UpsampledConvolution(nn.Conv2d):
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int) -> None:
         super().__init__(in_channels, out_channels, kernel, padding=kernel // 2)
-        radius = kernel // 2
-        reach = (radius + 1) // 2
-        offsets = torch.arange(-radius, radius + 1)
-        near = torch.stack([(phase + offsets).div(2, rounding_mode="floor") for phase in (0, 1)])
-        folding = near.unsqueeze(1) == torch.arange(-reach, reach + 1).view(1, -1, 1)
-        self.register_buffer("folding", folding.float(), persistent=False)
+        # Both pixels of a pair hold the same.
+        self.register_buffer("folding", _placing(kernel).sum(2), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_channels, H, W) to (N, out_channels, 2 · H, 2 · W)."""

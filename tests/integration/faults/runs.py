@@ -77,7 +77,7 @@ def fit(
 
 
 def share(processes: int) -> list[object]:
-    """The options of a run whose environments, test episodes and batches so many processes can share: one each."""
+    """Options of a run in which each of the processes gets one environment, one test episode and one segment."""
     keys = [f"data.{name}" for name in ("num_envs", "num_test_envs", "val_episodes", "test_episodes")]
     keys += [f"model.schedule.{phase}.batch_size" for phase in ("tokenizer", "dynamics", "actor_critic")]
     return [part for key in keys for part in (f"--{key}", processes)]
