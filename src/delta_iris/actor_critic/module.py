@@ -49,7 +49,8 @@ class ActorCritic(L.LightningModule):
         critic_grad_scale: factor on the critic's gradient into the LSTM and the encoder; the paper's is 1. At first all
             values move in the same direction, and the full gradient makes the LSTM's outputs equal for all observations
             before the actor has learned anything from them.
-        head_layers: residual blocks between the LSTM and the output layer, of actor and critic each; the paper has none.
+        head_layers: residual blocks between the LSTM and the output layer, of actor and critic each; the paper has
+            none.
         head_units: width of such a block.
         update_epochs: passes over each batch of trajectories.
         num_minibatches: optimizer steps in each pass, each on another part of the batch.
