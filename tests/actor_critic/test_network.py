@@ -64,6 +64,25 @@ def test_the_critics_gradient_into_shared_layers_is_scaled(
     assert all(gradient.abs().max() > 0 for gradient in actor)
 
 
+@for_pictures_and_vectors
+def test_head_layers_are_the_identity_at_first_and_learn(
+    make: Callable[..., ActorCritic], input_shape: tuple[int, ...]
+) -> None:
+    plain, deep = make().network, make(head_layers=2, head_units=24).network
+    deep.load_state_dict(plain.state_dict(), strict=False)
+    inputs = torch.rand(2, 4, *input_shape)
+    expected, found = (network(inputs, network.initial_memory(2)) for network in (plain, deep))
+    torch.testing.assert_close(found[:2], expected[:2])
+    heads = [*deep.actor_mlp.parameters(), *deep.critic_mlp.parameters()]
+    optimizer = torch.optim.SGD(heads, lr=0.1)
+    for _ in range(2):  # the first step moves only the last layer of each block
+        logits, values, _ = deep(inputs, deep.initial_memory(2))
+        optimizer.zero_grad()
+        (logits.square().sum() + values.square().sum()).backward()
+        optimizer.step()
+    assert all(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in heads)
+
+
 def test_pictures_get_a_cnn_and_vectors_an_mlp() -> None:
     pictures = ActorCriticNetwork((3, 32, 16), 5, 11, 16, SMALL_CNN, 1.0)
     assert isinstance(pictures.encoder, FrameEncoder)

@@ -49,6 +49,9 @@ class ActorCritic(L.LightningModule):
         critic_grad_scale: factor on the critic's gradient into the LSTM and the encoder; the paper's is 1. At first all
             values move in the same direction, and the full gradient makes the LSTM's outputs equal for all observations
             before the actor has learned anything from them.
+        head_layers: residual blocks between the LSTM and the output layer, of actor and critic each; the paper has
+            none.
+        head_units: width of such a block.
         update_epochs: passes over each batch of trajectories.
         num_minibatches: optimizer steps in each pass, each on another part of the batch.
         clip_coef: PPO's clipping range.
@@ -74,13 +77,18 @@ class ActorCritic(L.LightningModule):
         entropy_coef: float = 0.001,
         target_ema_decay: float = 0.995,
         critic_grad_scale: float = 0.01,
+        head_layers: int = 0,
+        head_units: int = 1024,
         update_epochs: int = 1,
         num_minibatches: int = 1,
         clip_coef: float = 0.2,
         optimizer: OptimizerConfig = OptimizerConfig(weight_decay=0.0),  # noqa: B008
     ) -> None:
         super().__init__()
+        if head_layers < 0:
+            raise ValueError(f"head_layers is {head_layers}: it must be 0 or more")
         at_least_one = {
+            "head_units": head_units,
             "burn_in": burn_in,
             "horizon": horizon,
             "update_epochs": update_epochs,
@@ -97,7 +105,9 @@ class ActorCritic(L.LightningModule):
         self.update_epochs, self.num_minibatches, self.clip_coef = update_epochs, num_minibatches, clip_coef
         self.optimizer_config = optimizer
         self.value_codec = SymlogTwoHot(num_value_bins, symlog_mean=symlog_mean)
-        self.network = ActorCriticNetwork(input_shape, num_actions, num_value_bins, lstm_size, cnn, critic_grad_scale)
+        self.network = ActorCriticNetwork(
+            input_shape, num_actions, num_value_bins, lstm_size, cnn, critic_grad_scale, head_layers, head_units
+        )
         with torch.no_grad():
             self.network.critic.bias.copy_(self.value_codec.initial_logits())
         self.target = copy.deepcopy(self.network).requires_grad_(False)
@@ -128,7 +138,7 @@ class ActorCritic(L.LightningModule):
         """
         hidden, memory = self.network.remember(inputs.float().unsqueeze(1), memory)
         with full_precision(inputs.device):
-            return sample_categorical(self.network.actor(hidden[:, 0])), memory
+            return sample_categorical(self.network.action_logits(hidden[:, 0])), memory
 
     @torch.no_grad()
     def evaluate(self, inputs: Tensor, memory: Memory) -> tuple[Tensor, Tensor, Memory]:
@@ -161,7 +171,7 @@ class ActorCritic(L.LightningModule):
         if self.is_multi_epoch:
             hidden, _ = self.network.remember(acted_on, memory)
             with full_precision(inputs.device):
-                log_probs = taken_log_probs(F.log_softmax(self.network.actor(hidden), dim=-1), rollout.actions)
+                log_probs = taken_log_probs(F.log_softmax(self.network.action_logits(hidden), dim=-1), rollout.actions)
         return ActorCriticBatch(
             acted_on,
             memory[0][0],

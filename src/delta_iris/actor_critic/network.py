@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from delta_iris.nn.cnn import CNNConfig, FrameEncoder, MLPEncoder
 from delta_iris.nn.precision import full_precision
+from delta_iris.nn.residual_mlp import ResidualMLP
 
 __all__ = ["ActorCriticNetwork", "Memory"]
 
@@ -28,6 +29,8 @@ class ActorCriticNetwork(nn.Module):
         lstm_size: width of the LSTM.
         cnn: the CNN for pictures.
         critic_grad_scale: factor on the critic's gradient into the LSTM and the encoder.
+        head_layers: residual blocks between the LSTM and the output layer, of actor and critic each.
+        head_units: width of such a block.
 
     Raises:
         ValueError: if `input_shape` is neither a picture's nor a vector's.
@@ -41,6 +44,8 @@ class ActorCriticNetwork(nn.Module):
         lstm_size: int,
         cnn: CNNConfig,
         critic_grad_scale: float,
+        head_layers: int = 0,
+        head_units: int = 1024,
     ) -> None:
         super().__init__()
         self.lstm_size, self.critic_grad_scale = lstm_size, critic_grad_scale
@@ -51,6 +56,8 @@ class ActorCriticNetwork(nn.Module):
         else:
             raise ValueError(f"input_shape is {input_shape}: it must be (3, H, W) or (D,)")
         self.lstm = nn.LSTM(self.encoder.num_features, lstm_size, batch_first=True)
+        self.actor_mlp = ResidualMLP(lstm_size, head_units, head_layers)
+        self.critic_mlp = ResidualMLP(lstm_size, head_units, head_layers)
         self.actor = nn.Linear(lstm_size, num_actions)
         self.critic = nn.Linear(lstm_size, num_value_bins)
         # The first policy is uniform and the first values are zero.
@@ -77,7 +84,12 @@ class ActorCriticNetwork(nn.Module):
         with full_precision(inputs.device):
             # Same values; the gradient is scaled by `critic_grad_scale`.
             critic_input = torch.lerp(hidden.detach(), hidden, self.critic_grad_scale)
-            return self.actor(hidden), self.critic(critic_input), memory
+            return self.action_logits(hidden), self.critic(self.critic_mlp(critic_input)), memory
+
+    def action_logits(self, hidden: Tensor) -> Tensor:
+        """Logits of the actions (…, A) from the LSTM's outputs (…, lstm_size)."""
+        logits: Tensor = self.actor(self.actor_mlp(hidden))
+        return logits
 
     def remember(self, inputs: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         """Run the LSTM over consecutive observations.
