@@ -42,3 +42,23 @@ def test_context_ends_after_an_error() -> None:
     with pytest.raises(RuntimeError), compiled_regions(backend="eager"):
         raise RuntimeError
     assert not is_compiling()
+
+
+@pytest.mark.parametrize(("gradient", "variants"), [(False, 1), (True, 3)])
+def test_without_gradients_a_region_is_compiled_once_for_all_batch_sizes(gradient: bool, variants: int) -> None:
+    compiled = 0
+
+    def count(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
+        nonlocal compiled
+        compiled += 1
+        return graph
+
+    @compile_region()
+    def double(x: Tensor) -> Tensor:
+        return x * 2
+
+    torch.compiler.reset()
+    with torch.set_grad_enabled(gradient), compiled_regions(backend=count):  # type: ignore[arg-type]
+        for batch in (4, 2, 7):
+            assert torch.equal(double(torch.ones(batch, 3)), torch.full((batch, 3), 2.0))
+    assert compiled == variants

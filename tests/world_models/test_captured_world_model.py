@@ -7,10 +7,13 @@ import torch
 from torch import Tensor
 
 from delta_iris.data.segment import SegmentBatch
+from delta_iris.nn.transformer import TransformerConfig
+from delta_iris.world_models.iris import FrameDynamics
 from delta_iris.world_models.tokens.captured_world_model import CapturedTokenWorldModel
 from delta_iris.world_models.tokens.token_world_model import TokenWorldModel
 from tests.helpers import (
     ACTIONS,
+    CODES,
     CONTEXT,
     FRAMES,
     SIZE,
@@ -86,3 +89,16 @@ def test_graphs_of_steps_change_no_result(no_tf32: None) -> None:
         assert_same(imagine(captured, start, FRAMES), imagine(plain, start, FRAMES))
     captured.release_graphs()
     assert_same(imagine(captured, start, 3), imagine(plain, start, 3))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_cache_with_room_for_one_step_suffices(no_tf32: None) -> None:
+    """The warm-ups before the capture take no room."""
+    dynamics = [FrameDynamics(SIZE, ACTIONS, CONTEXT + 1, 4, CODES, TransformerConfig(16, 2, 2)) for _ in range(2)]
+    dynamics[1].load_state_dict(dynamics[0].state_dict())
+    captured = CapturedTokenWorldModel(make_frame_tokenizer().cuda(), dynamics[0].cuda(), SIZE, CONTEXT)
+    plain = TokenWorldModel(make_frame_tokenizer().cuda(), dynamics[1].cuda(), SIZE, CONTEXT)
+    segment = make_segment(padded=True).slice_time(0, CONTEXT)
+    start = SegmentBatch(*(field.cuda() for field in segment))
+    assert_same(imagine(captured, start, 1), imagine(plain, start, 1))

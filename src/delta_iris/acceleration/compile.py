@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -53,7 +53,8 @@ def compile_region(*, dynamic: bool = False) -> Callable[[Callable[P, R]], Calla
     """Return a decorator that compiles a function inside `compiled_regions()` and runs it unchanged elsewhere.
 
     The function must trace without graph breaks. Layers of the same class and shapes share the compiled code, so a
-    deep network compiles as fast as one layer. Compilation takes seconds for each region and shape.
+    deep network compiles as fast as one layer. Compilation takes seconds for each region and shape. Without gradients,
+    a region is compiled once for all batch sizes.
 
     Args:
         dynamic: compile once for all shapes instead of once for each shape; suits functions whose input shapes vary
@@ -73,8 +74,18 @@ def compile_region(*, dynamic: bool = False) -> Callable[[Callable[P, R]], Calla
                 compiled[_backend] = torch.compile(
                     function, fullgraph=True, dynamic=dynamic, backend=_backend, options=OPTIONS.get(_backend)
                 )
+            if not torch.is_grad_enabled():
+                # Imagination calls a network with one frame a segment, with its burn-in and with whole trajectories.
+                _mark_batch_dynamic(args)
             return compiled[_backend](*args, **kwargs)
 
         return call
 
     return decorate
+
+
+def _mark_batch_dynamic(values: Iterable[object]) -> None:
+    """Compile once for all sizes of the first dimension of these tensors."""
+    for value in values:
+        if isinstance(value, torch.Tensor) and value.dim() > 1:
+            torch._dynamo.maybe_mark_dynamic(value, 0)

@@ -38,7 +38,7 @@ class CudaGraphed(Generic[P, R]):
         function: function to capture, of tensors nested in tuples or other pytrees. It must not synchronize with the
             host, and its control flow must not depend on tensor values.
         mutated_tensors: returns the tensors, apart from gradients, that the function modifies in place; they are
-            restored after the warm-up and the capture.
+            restored after each warm-up, and the capture itself computes nothing.
         pool: memory pool (`torch.cuda.graph_pool_handle()`) shared with graphs that never run at the same time.
     """
 
@@ -74,6 +74,9 @@ class CudaGraphed(Generic[P, R]):
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP):
                 self._function(*args, **kwargs)
+                # After each: a second step may not fit into a cache that has room for one.
+                for tensor, value in zip(mutated, saved, strict=True):
+                    tensor.copy_(value)
         torch.cuda.current_stream().wait_stream(stream)
         # Otherwise every replay would read the weights that autocast has cast and cached before the capture.
         torch.clear_autocast_cache()
@@ -82,7 +85,5 @@ class CudaGraphed(Generic[P, R]):
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             outputs = self._function(*args, **kwargs)
         torch.clear_autocast_cache()
-        for tensor, value in zip(mutated, saved, strict=True):
-            tensor.copy_(value)
         torch.cuda.set_rng_state(rng_state)
         return _Captured(graph, inputs, outputs)
