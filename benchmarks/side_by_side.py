@@ -1,4 +1,4 @@
-"""How fast are runs on one, two and four GPUs, and how soon do they reach a return?
+"""How fast are runs on one, two and four devices, and how soon do they reach a return?
 
     python benchmarks/side_by_side.py lightning_logs/one/version_0 lightning_logs/four/version_0
 
@@ -7,7 +7,7 @@ Reads run folders and prints two tables in Markdown, a column or a row for each 
 - Scaling: frames/s of collection, of each phase and of whole epochs (an epoch's frames by the time that each takes), as
   medians after the first epoch, and how many times as fast as in the first run. The rest is evaluation, checkpoints and
   logs.
-- Time to return: frames, minutes and GPU-minutes until the mean return of collected episodes, averaged over
+- Time to return: frames, minutes and device-minutes until the mean return of collected episodes, averaged over
   neighbouring epochs as in the report, first reaches each of `--returns`. The minutes count from the start of logging,
   after imports and before compilation.
 """
@@ -25,11 +25,16 @@ from delta_iris.report.speed import epoch_times
 
 
 def num_devices(run: Run) -> int:
-    """Processes of a run, each of which has a GPU."""
+    """Processes of a run, each of which has a GPU, or a CPU's cores."""
     devices, nodes = (run.config.get(key, "1") for key in ("trainer.devices", "trainer.num_nodes"))
     if not devices.isdigit():
-        raise SystemExit(f"{run.path}: trainer.devices is {devices}, which does not say how many GPUs the run had")
+        raise SystemExit(f"{run.path}: trainer.devices is {devices}, which does not say how many devices the run had")
     return int(devices) * int(nodes)
+
+
+def _count(run: Run) -> str:
+    number = num_devices(run)
+    return f"{number} device{'s' if number > 1 else ''}"
 
 
 def scaling_table(runs: list[Run]) -> list[list[str]]:
@@ -44,7 +49,7 @@ def scaling_table(runs: list[Run]) -> list[list[str]]:
         if times is None:
             raise SystemExit(f"{run.path}: no epoch after the first is complete, so that there is no speed to show")
         speeds.append(times.frames_per_second)
-    rows = [["frames/s", *(f"{run.name}, {num_devices(run)} GPU" for run in runs)]]
+    rows = [["frames/s", *(f"{run.name}, {_count(run)}" for run in runs)]]
     for name in dict.fromkeys(name for speed in speeds for name in speed):
         row = [name.replace("_", " ")]
         for speed in speeds:
@@ -68,7 +73,7 @@ def time_to_return_table(runs: list[Run], returns: list[float]) -> list[list[str
         frames, hours = training_band(run, "frames"), training_band(run, "hours")
         if frames is None or hours is None:
             raise SystemExit(f"{run.path}: no episode was collected")
-        row = [f"{run.name}, {num_devices(run)} GPU"]
+        row = [f"{run.name}, {_count(run)}"]
         for value in returns:
             reached = np.flatnonzero(frames.mean >= value)
             if len(reached) == 0:
@@ -76,7 +81,7 @@ def time_to_return_table(runs: list[Run], returns: list[float]) -> list[list[str
                 continue
             minutes = 60 * hours.x[reached[0]]
             row.append(
-                f"{frames.x[reached[0]]:,.0f} frames, {minutes:.1f} min, {minutes * num_devices(run):.0f} GPU-min"
+                f"{frames.x[reached[0]]:,.0f} frames, {minutes:.1f} min, {minutes * num_devices(run):.0f} device-min"
             )
         rows.append(row)
     return rows
