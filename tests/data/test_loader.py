@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,9 @@ import torch
 
 from delta_iris.data import loader as loader_module
 from delta_iris.data.loader import SegmentDataset, segment_loader
+from delta_iris.data.reader_deaths import deaths_raise
 from delta_iris.data.replay import Replay
+from delta_iris.data.segment import SegmentBatch
 from delta_iris.errors import UserError
 
 from .replay_helpers import SHAPE, fill
@@ -91,3 +95,35 @@ def test_processes_that_never_start_give_one_line(tmp_path: Path, monkeypatch: p
     loader = segment_loader(SegmentDataset(tmp_path / "replay", SHAPE, 5), [[(0, 0)]], num_workers=1, phase="dynamics")
     with pytest.raises(UserError, match=r"dynamics: the processes .* did not start within .* seconds, 3 times"):
         iter(loader)
+
+
+def killed_after_the_first_batch(folder: Path, number: int) -> Iterator[SegmentBatch]:
+    """What a loader yields after its first batch, when some of its two processes have been killed."""
+    fill(Replay(folder, SHAPE), 300)
+    before = set(multiprocessing.active_children())
+    loader = segment_loader(SegmentDataset(folder, SHAPE, 21), [[(0, 0)]] * 40, num_workers=2, phase="dynamics")
+    batches = iter(loader)
+    next(batches)
+    for child in list(set(multiprocessing.active_children()) - before)[:number]:
+        assert child.pid is not None
+        child.kill()
+        # PyTorch's handler of the signal would raise here. Joining the process would hide from it that it was killed.
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    return batches
+
+
+@pytest.mark.parametrize("killed", [1, 2])
+def test_a_process_that_is_killed_interrupts_nothing_but_the_next_batch(tmp_path: Path, killed: int) -> None:
+    batches = killed_after_the_first_batch(tmp_path, killed)
+    with pytest.raises(UserError, match=r"dynamics: reading segments .* killed, often for lack of memory"):
+        list(batches)
+    # The next phase has other processes.
+    dataset = SegmentDataset(tmp_path, SHAPE, 21)
+    assert len(list(segment_loader(dataset, [[(0, 0)]] * 5, num_workers=2))) == 5
+
+
+def test_a_death_is_noticed_before_waiting_for_a_batch(tmp_path: Path) -> None:
+    batches = killed_after_the_first_batch(tmp_path, 1)
+    with pytest.raises(RuntimeError, match="is killed by signal"), deaths_raise():
+        pytest.fail("it would wait for a batch of a process that is gone")
+    del batches

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from delta_iris.data.reader_deaths import deaths_expected, deaths_raise, postpone_deaths
 from delta_iris.data.replay_reader import ReplayReader
 from delta_iris.data.segment import SegmentBatch, SegmentIndex
 from delta_iris.data.streams import EpisodeStreams
@@ -185,6 +186,7 @@ class SegmentLoader(DataLoader[SegmentBatch]):
             try:
                 self.worker_init_fn = functools.partial(_init_worker, parent=os.getpid(), started=started)
                 iterator = super().__iter__()
+                postpone_deaths()
                 if _wait_for_bytes(running, self.num_workers, START_TIMEOUT):
                     return iterator
             finally:
@@ -213,7 +215,8 @@ class SegmentLoader(DataLoader[SegmentBatch]):
     @contextlib.contextmanager
     def _one_line(self) -> Iterator[None]:
         try:
-            yield
+            with deaths_raise():
+                yield
         except RuntimeError as error:
             if not str(error).startswith("DataLoader "):
                 raise
@@ -246,9 +249,8 @@ def _return_unchanged(batch: Any) -> Any:
 
 def _kill(workers: list[BaseProcess]) -> None:
     """End processes that may hang, which would keep this process from ending."""
-    for worker in workers:
-        # PyTorch's handler raises when the first one dies.
-        with contextlib.suppress(RuntimeError):
+    with deaths_expected():
+        for worker in workers:
             worker.kill()
             worker.join()
 
