@@ -26,6 +26,17 @@ def make_vector_actor_critic(**changes: Any) -> ActorCritic:
     return actor_critic
 
 
+def with_head_layers(make: Callable[..., ActorCritic], **changes: Any) -> ActorCritic:
+    """An actor-critic with residual layers in its heads that are not the identity."""
+    actor_critic = make(head_layers=2, head_units=24, **changes)
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for network in (actor_critic.network, actor_critic.target):
+            for p in [*network.actor_mlp.parameters(), *network.critic_mlp.parameters()]:
+                p.copy_(torch.randn(p.shape, generator=generator))
+    return actor_critic
+
+
 MAKERS: list[tuple[Callable[..., ActorCritic], tuple[int, ...]]] = [
     (make_actor_critic, PICTURE),
     (make_vector_actor_critic, VECTOR),

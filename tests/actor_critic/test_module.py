@@ -15,7 +15,14 @@ from delta_iris.actor_critic.module import ActorCritic
 from delta_iris.actor_critic.returns import lambda_returns
 from delta_iris.nn.cnn import CNNConfig
 from delta_iris.nn.optim import OptimizerConfig
-from tests.actor_critic.actor_critic_helpers import MAKERS, PICTURE, VECTOR, make_rollout, make_vector_actor_critic
+from tests.actor_critic.actor_critic_helpers import (
+    MAKERS,
+    PICTURE,
+    VECTOR,
+    make_rollout,
+    make_vector_actor_critic,
+    with_head_layers,
+)
 from tests.helpers import ACTIONS, make_actor_critic
 
 for_pictures_and_vectors = pytest.mark.parametrize(("make", "input_shape"), MAKERS, ids=["picture", "vector"])
@@ -74,9 +81,12 @@ def test_rewards_before_the_end_change_the_loss(actor_critic: ActorCritic) -> No
     assert not torch.equal(loss, changed_loss)
 
 
+@pytest.mark.parametrize("head_layers", [False, True])
 @for_pictures_and_vectors
-def test_actions_are_sampled_from_the_policy(make: Callable[..., ActorCritic], input_shape: tuple[int, ...]) -> None:
-    actor_critic = make()
+def test_actions_are_sampled_from_the_policy(
+    make: Callable[..., ActorCritic], input_shape: tuple[int, ...], head_layers: bool
+) -> None:
+    actor_critic = with_head_layers(make) if head_layers else make()
     network = actor_critic.network
     torch.manual_seed(0)
     inputs = torch.rand(1, *input_shape).expand(20_000, *input_shape)
@@ -187,6 +197,13 @@ def test_the_first_of_several_updates_is_reinforce_with_normalized_advantages() 
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
 
+def test_updates_are_compared_with_the_policy_that_acted() -> None:
+    actor_critic = with_head_layers(make_actor_critic, update_epochs=2)
+    metrics = actor_critic.loss(actor_critic.compute_targets(make_rollout(actor_critic))).metrics
+    assert metrics["approx_kl"].abs() < 1e-6
+    assert metrics["clip_fraction"] == 0
+
+
 def test_several_updates_use_the_clipped_surrogate() -> None:
     actor_critic = make_actor_critic(update_epochs=2, clip_coef=0.05)
     batch = actor_critic.compute_targets(make_rollout(actor_critic))
@@ -234,7 +251,10 @@ def test_a_single_update_uses_the_batch_as_it_is(actor_critic: ActorCritic) -> N
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("update_epochs", 0), ("num_minibatches", 0), ("clip_coef", 0.0), ("burn_in", 0), ("horizon", 0)],
+    [
+        *((name, 0) for name in ("update_epochs", "num_minibatches", "clip_coef", "burn_in", "horizon", "head_units")),
+        ("head_layers", -1),
+    ],
 )
 def test_invalid_arguments_raise(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=name):
