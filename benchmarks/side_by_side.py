@@ -26,9 +26,12 @@ from delta_iris.report.speed import epoch_times
 
 def num_devices(run: Run) -> int:
     """Processes of a run, each of which has a GPU, or a CPU's cores."""
-    devices, nodes = (run.config.get(key, "1") for key in ("trainer.devices", "trainer.num_nodes"))
-    if not devices.isdigit():
-        raise SystemExit(f"{run.path}: trainer.devices is {devices}, which does not say how many devices the run had")
+    devices, nodes = (run.config.get(key, "not known") for key in ("trainer.devices", "trainer.num_nodes"))
+    if not (devices.isdigit() and nodes.isdigit()):
+        raise SystemExit(
+            f"{run.path}: its config.yaml must say how many devices the run had, but trainer.devices is {devices} and "
+            f"trainer.num_nodes {nodes}"
+        )
     return int(devices) * int(nodes)
 
 
