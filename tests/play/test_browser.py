@@ -81,8 +81,13 @@ def step(page: Page) -> int:
     return int(page.locator("#numbers tbody tr").first.locator("td:visible").first.inner_text())
 
 
-def choose(page: Page, text: str) -> None:
+def choose(page: Page, text: str, summary: str) -> None:
+    """Choose a world or a player, and wait until the page shows it.
+
+    It moves its buttons then, and a click that is half done would miss.
+    """
     page.locator(".segmented label", has_text=text).click()
+    expect(page.locator("#summary")).to_contain_text(summary)
 
 
 def wait_until(page: Page, condition: Callable[[], bool]) -> None:
@@ -108,8 +113,7 @@ def test_a_visitor_plays_dreams_compares_and_takes_a_recording_home(page: Page, 
     wait_until(page, lambda: pixels(page) != first)
 
     # You play: time stands still until a key is pressed, and the paddle follows.
-    choose(page, "You")
-    expect(page.locator("#summary")).to_have_text("You play the real game.")
+    choose(page, "You", "You play the real game.")
     expect(page.locator("#run")).to_have_text("Run")
     before = pixels(page)
     press(page, "ArrowLeft")
@@ -118,20 +122,18 @@ def test_a_visitor_plays_dreams_compares_and_takes_a_recording_home(page: Page, 
     expect(page.locator(".token")).to_have_count(4)
 
     # You play inside the world model.
-    choose(page, "Imagined")
+    choose(page, "Imagined", "You play inside the world model")
     expect(page.locator("figure[data-game=real]")).to_be_hidden()
-    expect(page.locator("#summary")).to_contain_text("You play inside the world model")
     before = pixels(page, "imagined")
     press(page, "ArrowRight")
     assert pixels(page, "imagined") != before
 
     # The agent dreams.
-    choose(page, "Agent")
-    expect(page.locator("#summary")).to_contain_text("The agent dreams")
+    choose(page, "Agent", "The agent dreams")
     wait_until(page, lambda: step(page) >= 4)
 
     # Both side by side, with the curve of the error, while frames are recorded.
-    choose(page, "Compare")
+    choose(page, "Compare", "the world model imagines it under the same actions")
     page.locator("#record").click()
     curve = page.locator("#curve polyline")
     wait_until(page, lambda: curve.evaluate("line => line.points.length") >= 5)
@@ -147,7 +149,7 @@ def test_a_visitor_plays_dreams_compares_and_takes_a_recording_home(page: Page, 
         assert animation.width > 1.5 * animation.height
 
     # A new episode of a chosen seed, and one step at a time.
-    choose(page, "Real")
+    choose(page, "Real", "The agent plays the real game.")
     page.locator("#run").click()
     page.locator("#seed").fill("7")
     page.locator("#restart").click()
