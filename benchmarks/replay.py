@@ -17,9 +17,11 @@ import time
 from pathlib import Path
 
 from delta_iris.data.collector import Collector
-from delta_iris.data.loader import SegmentDataset, segment_loader
+from delta_iris.data.loader import SegmentLoader
 from delta_iris.data.replay import Replay
 from delta_iris.data.sampler import SegmentSampler
+from delta_iris.data.segment import SegmentRequest
+from delta_iris.data.segment_dataset import SegmentDataset
 from delta_iris.envs.vector import check_env, make_vector_env
 
 FRAME_SHAPE = (64, 64, 3)
@@ -48,8 +50,9 @@ def main() -> None:
         sampler = SegmentSampler(SEGMENT_LENGTH, SEGMENT_LENGTH - 1, SEGMENT_LENGTH - 1, seed=0)
         lengths = replay.lengths
         indices = [sampler.draw(lengths, BATCH_SIZE, update_counts=True) for _ in range(args.batches + WARM_UP)]
-        loader = segment_loader(SegmentDataset(replay.folder, FRAME_SHAPE, SEGMENT_LENGTH), indices, args.num_workers)
-        for number, _ in enumerate(loader, start=1):
+        requests = (SegmentRequest.within_episodes(lengths, SEGMENT_LENGTH, batch) for batch in indices)
+        loader = SegmentLoader(SegmentDataset(replay.folder, FRAME_SHAPE), args.num_workers)
+        for number, _ in enumerate(loader.batches(requests), start=1):
             if number == WARM_UP:
                 started = time.perf_counter()
         latency = (time.perf_counter() - started) / args.batches
@@ -62,6 +65,7 @@ def main() -> None:
             "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         }
         print(json.dumps(measured))
+        loader.close()
         replay.close()
 
 

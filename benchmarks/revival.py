@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from building import build_system, merged_config
 
-from delta_iris.data.loader import SegmentDataset
 from delta_iris.data.replay_reader import ReplayReader
-from delta_iris.data.segment import SegmentBatch
+from delta_iris.data.segment import SegmentBatch, SegmentRequest
+from delta_iris.data.segment_dataset import SegmentDataset
 from delta_iris.training.checkpoint import load_checkpoint
 from delta_iris.training.systems import DeltaIris
 
@@ -47,13 +47,14 @@ def main() -> None:
     height, width = merged_config(names)["data"]["frame_size"]
     shape, length = (height, width, 3), system.segment_length
     replay = args.run / "replay" / "rank_0"
-    reader, dataset = ReplayReader(replay, shape), SegmentDataset(replay, shape, length)
+    reader, dataset = ReplayReader(replay, shape), SegmentDataset(replay, shape)
     generator = np.random.default_rng(0)
 
     def sample_batch() -> SegmentBatch:
         episodes = generator.integers(reader.num_episodes, size=args.batch_size).tolist()
         starts = [int(generator.integers(max(1, reader.length(episode) - length))) for episode in episodes]
-        return dataset.__getitems__(list(zip(episodes, starts, strict=True)))
+        indices = list(zip(episodes, starts, strict=True))
+        return dataset[SegmentRequest.within_episodes(reader.lengths, length, indices)]
 
     fixed = [sample_batch() for _ in range(args.batches)]
 

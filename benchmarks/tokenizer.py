@@ -29,6 +29,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,11 +41,12 @@ from torch import Tensor
 
 from delta_iris.acceleration.compile import compiled_regions
 from delta_iris.commands.config_files import merge_configs
-from delta_iris.data.loader import SegmentDataset, segment_loader
+from delta_iris.data.loader import SegmentLoader
 from delta_iris.data.replay import Replay
 from delta_iris.data.replay_reader import ReplayReader
 from delta_iris.data.sampler import SegmentSampler
-from delta_iris.data.segment import SegmentBatch, SegmentIndex, to_float
+from delta_iris.data.segment import SegmentBatch, SegmentIndex, SegmentRequest, to_float
+from delta_iris.data.segment_dataset import SegmentDataset
 from delta_iris.envs.vector import check_env, make_vector_env
 from delta_iris.nn.statistics import WeightedMean, code_entropy
 from delta_iris.training.phase import Phase
@@ -170,9 +172,10 @@ class Frames:
         self.shape = (size, size, 3)
         self.replay = collect(folder / "train", size, frames, 0, num_envs)
         test = collect(folder / "test", size, held_out_frames, 1_000_000, num_envs)
-        dataset = SegmentDataset(test.folder, self.shape, SEGMENT_LENGTH)
+        dataset = SegmentDataset(test.folder, self.shape)
         indices = sample_held_out(ReplayReader(test.folder, self.shape), SEGMENT_LENGTH, 6, 32)
-        self.held_out = [to_device(segment, device) for segment in map(dataset.__getitems__, indices)]
+        request = partial(SegmentRequest.within_episodes, test.lengths, SEGMENT_LENGTH)
+        self.held_out = [to_device(dataset[request(batch)], device) for batch in indices]
 
     def batches(
         self, steps: int, batch_size: int, num_workers: int, length: int = SEGMENT_LENGTH, seed: int = 0
@@ -188,8 +191,9 @@ class Frames:
         """
         sampler = SegmentSampler(length, length - 1, length - 1, seed)
         indices = [sampler.draw(self.replay.lengths, batch_size, update_counts=False) for _ in range(steps)]
-        dataset = SegmentDataset(self.replay.folder, self.shape, length)
-        return segment_loader(dataset, indices, num_workers, pin_memory=torch.cuda.is_available())
+        dataset = SegmentDataset(self.replay.folder, self.shape)
+        loader = SegmentLoader(dataset, num_workers, pin_memory=torch.cuda.is_available())
+        return loader.batches(map(partial(SegmentRequest.within_episodes, self.replay.lengths, length), indices))
 
 
 @torch.no_grad()

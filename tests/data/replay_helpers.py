@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from delta_iris.data.replay import Replay
 from delta_iris.data.replay_format import INDEX_RECORD
 from delta_iris.data.replay_index import record_checks
+from delta_iris.data.replay_reader import ReplayReader
+from delta_iris.data.segment import SegmentBatch, SegmentIndex, SegmentRequest
+from delta_iris.data.segment_dataset import SegmentDataset
 
 SHAPE = (4, 6, 3)
 
@@ -26,6 +29,17 @@ def fill(replay: Replay, steps: int, seed: int = 0, length: int = 37) -> None:
     for t in range(1, steps + 1):
         replay.append(0, *random_step(generator), t % length == 0, False)
     replay.flush()
+
+
+def make_requests(folder: Path, length: int, batches: list[list[SegmentIndex]]) -> list[SegmentRequest]:
+    """Request batches of segments of the steps that are on disk now."""
+    lengths = ReplayReader(folder, SHAPE).lengths
+    return [SegmentRequest.within_episodes(lengths, length, indices) for indices in batches]
+
+
+def read_segments(folder: Path, length: int, indices: list[SegmentIndex]) -> SegmentBatch:
+    """Read a batch in this process."""
+    return SegmentDataset(folder, SHAPE)[make_requests(folder, length, [indices])[0]]
 
 
 def read_files(folder: Path) -> list[bytes]:

@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from delta_iris.data import replay as replay_module
-from delta_iris.data.loader import SegmentDataset
 from delta_iris.data.replay import MAX_PENDING_CHUNKS, Replay
 from delta_iris.data.replay_copy import copy_replay
 from delta_iris.data.replay_format import CHUNK_STEPS, INDEX_RECORD_1, pack_steps
@@ -29,7 +28,7 @@ from delta_iris.data.replay_index import ReplayPosition, read_records
 from delta_iris.data.replay_reader import ReplayReader
 from delta_iris.errors import UserError
 
-from .replay_helpers import SHAPE, fill, large_index, random_step, read_files
+from .replay_helpers import SHAPE, fill, large_index, random_step, read_files, read_segments
 
 
 @settings(max_examples=40, deadline=None)
@@ -67,19 +66,18 @@ def test_segments_equal_those_of_a_plain_list(
                 current_episodes.clear()
         assert replay.lengths.tolist() == [len(episode) for episode in episodes]
         reader = ReplayReader(Path(folder), SHAPE)
-        dataset = SegmentDataset(Path(folder), SHAPE, 21)
         for number, episode in enumerate(episodes):
             assert reader.final_frame(number) is None
             for found, expected in zip(reader.read(number, 0, len(episode)), zip(*episode, strict=True), strict=True):
                 np.testing.assert_array_equal(found, np.stack(expected))
-            check_segment(dataset, episode, number, int(generator.integers(-20, len(episode))))
+            check_segment(Path(folder), episode, number, int(generator.integers(-20, len(episode))))
         replay.close()
 
 
-def check_segment(dataset: SegmentDataset, episode: list[tuple[Any, ...]], number: int, start: int) -> None:
+def check_segment(folder: Path, episode: list[tuple[Any, ...]], number: int, start: int) -> None:
     """Compare a segment slot by slot with the steps of its episode."""
-    batch = dataset.__getitems__([(number, start)])
-    for slot in range(dataset.length):
+    batch = read_segments(folder, 21, [(number, start)])
+    for slot in range(21):
         t = start + slot
         real = 0 <= t < len(episode)
         assert bool(batch.mask[0, slot]) == real

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from delta_iris.data.loader import SegmentDataset
 from delta_iris.data.replay import Replay
 from delta_iris.data.replay_reader import ReplayReader
 from delta_iris.data.segment import SegmentBatch
+from delta_iris.data.segment_dataset import SegmentDataset
 from delta_iris.data.streams import EpisodeStreams, StreamSampler
 
 from .replay_helpers import SHAPE
@@ -56,7 +56,7 @@ def rows_of(batch: SegmentBatch, row: int) -> list[tuple[int, int, float, int, b
 def test_segments_hold_the_environments_frames_in_order(tmp_path: Path) -> None:
     expected = write(tmp_path)
     streams, length = ReplayReader(tmp_path, SHAPE).streams(), 9
-    dataset = SegmentDataset(tmp_path, SHAPE, length, streams=streams)
+    dataset = SegmentDataset(tmp_path, SHAPE)
     checked = 0
     for environment, stream in expected.items():
         position = 0
@@ -65,9 +65,9 @@ def test_segments_hold_the_environments_frames_in_order(tmp_path: Path) -> None:
                 wanted = stream[position + start : position + start + length]
                 if len(wanted) < length:
                     with pytest.raises(IndexError, match="fewer than 9 frames"):
-                        dataset[episode, start]
+                        streams.request(length, [(episode, start)])
                     continue
-                assert rows_of(dataset[episode, start], 0) == wanted
+                assert rows_of(dataset[streams.request(length, [(episode, start)])], 0) == wanted
                 checked += 1
             position += int(streams.frames[episode])
         assert position == len(stream)

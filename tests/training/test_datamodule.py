@@ -54,7 +54,7 @@ def data(tmp_path: Path) -> Iterator[ReplayDataModule]:
 
 
 def read_batches(data: ReplayDataModule, steps: int, **options: Any) -> list[SegmentBatch]:
-    return list(data.phase_loader(data.learner.phases[0], steps, **({"update_counts": True} | options)))
+    return list(data.phase_batches(data.learner.phases[0], steps, **({"update_counts": True} | options)))
 
 
 def assert_equal(a: list[SegmentBatch], b: list[SegmentBatch]) -> None:

@@ -13,10 +13,10 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from delta_iris.data.loader import SegmentDataset
 from delta_iris.data.replay import Replay
 from delta_iris.data.sampler import SegmentSampler
-from delta_iris.data.segment import SegmentBatch
+from delta_iris.data.segment import SegmentBatch, SegmentRequest
+from delta_iris.data.segment_dataset import SegmentDataset
 from delta_iris.errors import UserError
 from delta_iris.training.callbacks import CollectionResult, PhaseCallback, PhaseResult
 from delta_iris.training.config_checks import check_configuration
@@ -149,8 +149,9 @@ def segment(tmp_path_factory: pytest.TempPathFactory) -> SegmentBatch:
     replay.flush()
     sampling = make_model_free().phases[0].sampling
     sampler = SegmentSampler(sampling.length, sampling.pad_start, sampling.pad_end, seed=0, priority_exponent=0.0)
-    dataset = SegmentDataset(folder, (*FRAME_SIZE, 3), sampling.length)
-    drawn = dataset.__getitems__(sampler.draw(replay.lengths, 200, update_counts=False))
+    indices = sampler.draw(replay.lengths, 200, update_counts=False)
+    request = SegmentRequest.within_episodes(replay.lengths, sampling.length, indices)
+    drawn = SegmentDataset(folder, (*FRAME_SIZE, 3))[request]
     replay.close()
     return drawn
 

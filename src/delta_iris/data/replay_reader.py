@@ -109,6 +109,11 @@ class ReplayReader:
         self._records_of(episode)
         return int(self._index.lengths[episode])
 
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(episodes,) int64, steps of each episode; 0 for damaged ones."""
+        return self._index.lengths
+
     def streams(self) -> EpisodeStreams:
         """Return how the episodes of each environment follow one another."""
         index = self._index

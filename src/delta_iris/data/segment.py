@@ -9,10 +9,46 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["SegmentBatch", "SegmentIndex", "to_float", "to_images"]
+__all__ = ["SegmentBatch", "SegmentIndex", "SegmentRequest", "Span", "to_float", "to_images"]
 
 SegmentIndex = tuple[int, int]
 """Episode number and first step of a segment. The first step is negative if padding precedes the episode's start."""
+
+Span = tuple[int, int, int, int]
+"""A part of a segment that lies in one episode: first slot in the segment, episode number, first step and step to stop
+before. The step after an episode's last is its final frame."""
+
+
+class SegmentRequest(NamedTuple):
+    """A batch of B segments to read from a replay.
+
+    Attributes:
+        length: steps per segment, T.
+        spans: the parts of each segment. Slots that are in none are padding.
+        num_frames: steps of the replay when the segments were chosen, from which a reader knows that it has grown.
+    """
+
+    length: int
+    spans: list[list[Span]]
+    num_frames: int
+
+    @staticmethod
+    def within_episodes(lengths: NDArray[np.int64], length: int, indices: list[SegmentIndex]) -> SegmentRequest:
+        """Request segments that end with their episodes.
+
+        Args:
+            lengths: (episodes,) int64, steps of each episode of the replay.
+            length: steps per segment, T.
+            indices: episode and first step of each segment.
+
+        Raises:
+            IndexError: if there is no such episode.
+        """
+        spans = []
+        for episode, start in indices:
+            first = max(start, 0)
+            spans.append([(first - start, episode, first, min(start + length, int(lengths[episode])))])
+        return SegmentRequest(length, spans, int(lengths.sum()))
 
 
 class SegmentBatch(NamedTuple):
@@ -55,6 +91,19 @@ class SegmentBatch(NamedTuple):
             torch.ones(1, length, dtype=torch.bool),
             torch.zeros(1, length, dtype=torch.bool),
         )
+
+    @staticmethod
+    def num_bytes(batch_size: int, length: int, frame_shape: tuple[int, int, int]) -> int:
+        """The memory of a batch from the replay.
+
+        Args:
+            batch_size: number of segments, B.
+            length: steps per segment, T.
+            frame_shape: (H, W, 3).
+        """
+        height, width, channels = frame_shape
+        # Actions and terminated are int64, rewards float32; mask and is_first take a byte.
+        return batch_size * length * (height * width * channels + 8 + 8 + 4 + 1 + 1)
 
     @property
     def transition_mask(self) -> Tensor:

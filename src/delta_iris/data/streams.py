@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from delta_iris.data.segment import SegmentIndex
+from delta_iris.data.segment import SegmentIndex, SegmentRequest, Span
 
 __all__ = ["EpisodeStreams", "StreamSampler"]
 
@@ -42,22 +42,22 @@ class EpisodeStreams:
             after[own] = frames[own][::-1].cumsum()[::-1] - frames[own]
         return after
 
-    def spans(self, episode: int, start: int, length: int) -> list[tuple[int, int, int, int]]:
-        """Find the frames of a segment.
+    def request(self, length: int, indices: list[SegmentIndex]) -> SegmentRequest:
+        """Request segments that go on after their episode's end with its final frame, if that was stored, and then with
+        the next episode of the same environment.
 
         Args:
-            episode: in which it begins.
-            start: its first step.
-            length: its frames.
-
-        Returns:
-            consecutive parts: slot in the segment, episode, first step, and step to stop before. A part that begins
-            after an episode's last step is its final frame.
+            length: steps per segment, T.
+            indices: episode and first step of each segment.
 
         Raises:
-            IndexError: if the environment has fewer frames from there on.
+            IndexError: if an environment has fewer frames from there on.
         """
-        parts: list[tuple[int, int, int, int]] = []
+        spans = [self._spans(episode, start, length) for episode, start in indices]
+        return SegmentRequest(length, spans, int(self.lengths.sum()))
+
+    def _spans(self, episode: int, start: int, length: int) -> list[Span]:
+        parts: list[Span] = []
         slot = 0
         same = np.flatnonzero(self.environments == self.environments[episode])
         for number in same[same >= episode].tolist():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from delta_iris.data.collector import Collector, EpisodeStats, Policy
-from delta_iris.data.loader import SegmentDataset, check_shared_memory, segment_loader
+from delta_iris.data.loader import SegmentLoader, check_shared_memory
 from delta_iris.data.recorded_episodes import ReplayEpisode, add_recorded_episodes, find_recorded_episodes
 from delta_iris.data.replay import Replay
 from delta_iris.data.replay_reader import ReplayReader
 from delta_iris.data.sampler import SegmentSampler
-from delta_iris.data.segment import SegmentBatch, SegmentIndex
+from delta_iris.data.segment import SegmentBatch, SegmentIndex, SegmentRequest
+from delta_iris.data.segment_dataset import SegmentDataset
 from delta_iris.data.streams import EpisodeStreams, StreamSampler
 from delta_iris.distributed import gather_objects
 from delta_iris.envs.pool import EnvPool
@@ -29,6 +31,7 @@ from delta_iris.scratch import process_scratch
 from delta_iris.training.held_out import HeldOutBatches
 from delta_iris.training.learner import Learner
 from delta_iris.training.phase import Phase, Sampling
+from delta_iris.training.phase_batches import PhaseBatches
 from delta_iris.training.random_state import get_random_states, set_random_states
 from delta_iris.training.run_folder import RunFolder
 from delta_iris.training.split import check_split, next_multiple
@@ -129,6 +132,7 @@ class ReplayDataModule(L.LightningDataModule):
         self._held_out: Path | None = None
         self._run_seed: int | None = None
         self._checked_stages: set[str] = set()
+        self._loader: SegmentLoader | None = None
         self._envs: list[EnvPool] = []
         self._test_envs: EnvPool | None = None
 
@@ -184,7 +188,7 @@ class ReplayDataModule(L.LightningDataModule):
         for index, phase in enumerate(self.learner.phases):
             self.samplers[phase.name] = self._make_sampler(phase.sampling, self.seed + 7919 * index)
             # All processes of this machine share its memory.
-            bytes_per_batch = self._dataset(phase.sampling.length).bytes_per_batch(self._batch_size(phase))
+            bytes_per_batch = SegmentBatch.num_bytes(self._batch_size(phase), phase.sampling.length, self.frame_shape)
             most_steps = max(phase.schedule.steps_in(0), phase.schedule.steps_in(1))
             check_shared_memory(self.num_workers, bytes_per_batch * self.trainer.num_devices, most_steps)
         if self.environment is None:
@@ -269,8 +273,18 @@ class ReplayDataModule(L.LightningDataModule):
         self._envs.append(envs)
         return envs
 
+    def on_exception(self, exception: BaseException) -> None:
+        """End the processes that read segments, which nothing else would after an error."""
+        self._close_loader()
+
+    def _close_loader(self) -> None:
+        if self._loader is not None:
+            self._loader.close()
+            self._loader = None
+
     def teardown(self, stage: str) -> None:
         """Close replay and environments."""
+        self._close_loader()
         for envs in self._envs:
             envs.close()
         self._envs.clear()
@@ -390,7 +404,7 @@ class ReplayDataModule(L.LightningDataModule):
 
     # --- serving segments ---
 
-    def phase_loader(self, phase: Phase, steps: int, *, update_counts: bool, skip: int = 0) -> DataLoader[SegmentBatch]:
+    def phase_batches(self, phase: Phase, steps: int, *, update_counts: bool, skip: int = 0) -> PhaseBatches:
         """The batches of a training phase in one epoch.
 
         Args:
@@ -404,22 +418,27 @@ class ReplayDataModule(L.LightningDataModule):
         """
         sampler = self.samplers[phase.name]
         self._phase_start = (phase.name, sampler.state_dict())
-        batch_size = self._batch_size(phase)
+        batch_size, length = self._batch_size(phase), phase.sampling.length
         # All draws now: they are cheap, and an interrupted phase can then resume at any batch.
-        streams, batches, problem = None, [], None
+        request: Callable[[list[SegmentIndex]], SegmentRequest]
+        batches, problem = [], None
         try:
             if isinstance(sampler, StreamSampler):
                 streams = self._streams()
+                request = partial(streams.request, length)
                 batches = [sampler.draw(streams, batch_size) for _ in range(steps)]
             else:
-                batches = [sampler.draw(self.replay.lengths, batch_size, update_counts) for _ in range(steps)]
+                lengths = self.replay.lengths
+                request = partial(SegmentRequest.within_episodes, lengths, length)
+                batches = [sampler.draw(lengths, batch_size, update_counts) for _ in range(steps)]
         except ValueError as error:
             problem = str(error)
         self._agree_on_episodes(phase.name, problem)
         self._phase_batches = batches
-        dataset = self._dataset(phase.sampling.length, streams)
-        pin_memory = torch.cuda.is_available()
-        return segment_loader(dataset, batches, self.num_workers, skip, pin_memory, phase=phase.name)
+        if self._loader is None:
+            dataset = SegmentDataset(self.replay.folder, self.frame_shape, self.skip_damaged_episodes)
+            self._loader = SegmentLoader(dataset, self.num_workers, pin_memory=torch.cuda.is_available())
+        return PhaseBatches(self._loader, request, batches, skip, phase.name)
 
     def _agree_on_episodes(self, phase: str, problem: str | None) -> None:
         """Raise on all processes if one of them has no episode to draw from: the others would wait for it."""
@@ -441,9 +460,6 @@ class ReplayDataModule(L.LightningDataModule):
 
     def _batch_size(self, phase: Phase) -> int:
         return self.split_across_ranks(f"model.init_args.schedule.{phase.name}.batch_size", phase.schedule.batch_size)
-
-    def _dataset(self, length: int, streams: EpisodeStreams | None = None) -> SegmentDataset:
-        return SegmentDataset(self.replay.folder, self.frame_shape, length, self.skip_damaged_episodes, streams)
 
     def _streams(self) -> EpisodeStreams:
         """How the replay's episodes follow one another."""

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from delta_iris.data.loader import SegmentDataset
 from delta_iris.data.replay_reader import ReplayReader
-from delta_iris.data.segment import SegmentBatch
+from delta_iris.data.segment import SegmentBatch, SegmentIndex, SegmentRequest
+from delta_iris.data.segment_dataset import SegmentDataset
 
 __all__ = ["HeldOutBatches"]
 
@@ -44,12 +45,12 @@ class HeldOutBatches(torch.utils.data.Dataset[SegmentBatch]):
         if index >= len(self):
             raise IndexError(index)
         reader = ReplayReader(self._folder(), self._frame_shape)
-        dataset = SegmentDataset(reader.folder, self._frame_shape, self._length)
-        return dataset.__getitems__(self._draw(reader, np.random.default_rng(index)))
+        indices = self._draw(reader.lengths, np.random.default_rng(index))
+        request = SegmentRequest.within_episodes(reader.lengths, self._length, indices)
+        return SegmentDataset(reader.folder, self._frame_shape)[request]
 
-    def _draw(self, reader: ReplayReader, generator: np.random.Generator) -> list[tuple[int, int]]:
-        lengths = [reader.length(episode) for episode in range(reader.num_episodes)]
-        segments = np.array([max(1, length - self._length + 1) for length in lengths])
+    def _draw(self, lengths: NDArray[np.int64], generator: np.random.Generator) -> list[SegmentIndex]:
+        segments = np.maximum(1, lengths - self._length + 1)
         last = np.cumsum(segments)
         draws = generator.integers(last[-1], size=self._batch_size)
         episodes = np.searchsorted(last, draws, side="right")

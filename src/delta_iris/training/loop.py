@@ -307,8 +307,8 @@ class CollectTrainLoop(FitLoopBase):
             callback.on_phase_start(trainer, learner, phase.activity, steps, done)
         started = time.monotonic()
         # The first epoch trains long on few episodes: counting those draws would lower their priority for ever.
-        loader = data.phase_loader(phase, steps, update_counts=trainer.current_epoch > 0, skip=done)
-        combined = CombinedLoader(loader, "max_size_cycle")
+        batches = data.phase_batches(phase, steps, update_counts=trainer.current_epoch > 0, skip=done)
+        combined = CombinedLoader(batches, "max_size_cycle")
         combined.limits = [steps]
         fetcher = select_data_fetcher(trainer, RunningStage.TRAINING)
         fetcher.setup(combined)

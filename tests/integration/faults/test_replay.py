@@ -22,11 +22,13 @@ ROOT = Path(__file__).parents[3]
 PRELUDE = """
 import os, resource, signal, sys, time
 from pathlib import Path
-from delta_iris.data.loader import SegmentDataset, check_shared_memory, segment_loader
+from delta_iris.data.loader import SegmentLoader, check_shared_memory
 from delta_iris.data.replay import Replay
 from delta_iris.data.replay_copy import copy_replay
+from delta_iris.data.segment import SegmentBatch
+from delta_iris.data.segment_dataset import SegmentDataset
 from delta_iris.errors import UserError
-from tests.data.replay_helpers import SHAPE, fill
+from tests.data.replay_helpers import SHAPE, fill, make_requests
 folder = Path(sys.argv[1])
 """
 
@@ -199,8 +201,9 @@ LOADER = """
 signal.signal(signal.SIGINT, signal.default_int_handler)
 replay = Replay(folder, SHAPE)
 fill(replay, 370)
-loader = segment_loader(SegmentDataset(folder, SHAPE, 9), [[(0, 0)] * 8] * 500, 2, timeout=TIMEOUT, phase="tokenizer")
-iterator = iter(loader)
+requests = make_requests(folder, 9, [[(0, 0)] * 8] * 500)
+loader = SegmentLoader(SegmentDataset(folder, SHAPE), 2, timeout=60)
+iterator = loader.batches(requests)
 next(iterator)
 import multiprocessing
 workers = [process.pid for process in multiprocessing.active_children()]
@@ -208,7 +211,7 @@ workers = [process.pid for process in multiprocessing.active_children()]
 
 
 def test_workers_die_with_a_killed_trainer(tmp_path: Path) -> None:
-    process = start(LOADER.replace("TIMEOUT", "60") + "print(*workers, flush=True)\ntime.sleep(60)\n", tmp_path)
+    process = start(LOADER + "print(*workers, flush=True)\ntime.sleep(60)\n", tmp_path)
     assert process.stdout is not None
     workers = [int(pid) for pid in process.stdout.readline().split()]
     assert len(workers) == 2
@@ -226,7 +229,7 @@ def test_workers_leave_signals_to_the_trainer_and_end_with_it(tmp_path: Path) ->
             # From another process than the trainer.
             os.system(f"kill -{number} {worker}")
     print(sum(len(batch.mask) for batch in iterator), flush=True)
-    iterator = iter(loader)
+    iterator = loader.batches(requests)
     next(iterator)
     raise SystemExit(0)
     """
@@ -239,7 +242,7 @@ def test_workers_leave_signals_to_the_trainer_and_end_with_it(tmp_path: Path) ->
         init_worker(number, parent, started)
     loader_module._init_worker = slow_init_worker
     """
-    script = textwrap.dedent(slow_start) + LOADER.replace("TIMEOUT", "60") + textwrap.dedent(script)
+    script = textwrap.dedent(slow_start) + LOADER + textwrap.dedent(script)
     started = time.monotonic()
     assert run(script, tmp_path) == f"{499 * 8}\n"
     assert time.monotonic() - started < 40
@@ -249,13 +252,14 @@ def test_workers_leave_signals_to_the_trainer_and_end_with_it(tmp_path: Path) ->
 def test_a_worker_that_hangs_or_dies_ends_in_one_line(tmp_path: Path, fault: str, timeout: int) -> None:
     script = """
     class Disk(SegmentDataset):
-        def __getitems__(self, indices):
+        def __getitem__(self, request):
             FAULT
 
     replay = Replay(folder, SHAPE)
     fill(replay, 370)
     try:
-        list(segment_loader(Disk(folder, SHAPE, 9), [[(0, 0)]] * 9, 2, timeout=TIMEOUT, phase="tokenizer"))
+        requests = make_requests(folder, 9, [[(0, 0)]] * 9)
+        list(SegmentLoader(Disk(folder, SHAPE), 2, timeout=TIMEOUT).batches(requests, "tokenizer"))
     except UserError as error:
         print(error)
     """
@@ -274,9 +278,10 @@ def test_damage_that_a_worker_finds_arrives_as_the_same_line(tmp_path: Path) -> 
     data = bytearray((folder / "chunks.bin").read_bytes())
     data[50] ^= 1
     (folder / "chunks.bin").write_bytes(data)
+    requests = make_requests(folder, 9, [[(0, 0)]])
     for num_workers in (0, 1):
         try:
-            list(segment_loader(SegmentDataset(folder, SHAPE, 9), [[(0, 0)]], num_workers))
+            list(SegmentLoader(SegmentDataset(folder, SHAPE), num_workers).batches(requests))
         except UserError as error:
             print(error)
     """
@@ -289,9 +294,8 @@ def test_damage_that_a_worker_finds_arrives_as_the_same_line(tmp_path: Path) -> 
 def test_too_little_shared_memory_is_refused_before_the_run(tmp_path: Path) -> None:
     """On a real /dev/shm of 64 KiB."""
     script = """
-    dataset = SegmentDataset(folder, (64, 64, 3), 21)
     for num_workers, batch_size in ((0, 32), (4, 32)):
-        check_shared_memory(num_workers, dataset.bytes_per_batch(batch_size), 1000)
+        check_shared_memory(num_workers, SegmentBatch.num_bytes(batch_size, 21, (64, 64, 3)), 1000)
         print("passed", flush=True)
     """
     in_small_disk(tmp_path / "disk")
@@ -304,7 +308,7 @@ def test_too_little_shared_memory_is_refused_before_the_run(tmp_path: Path) -> N
 
 
 def test_interrupting_the_trainer_alone_ends_its_workers(tmp_path: Path) -> None:
-    script = LOADER.replace("TIMEOUT", "60") + "print(*workers, flush=True)\ntime.sleep(60)\n"
+    script = LOADER + "print(*workers, flush=True)\ntime.sleep(60)\n"
     process = start(script, tmp_path)
     assert process.stdout is not None
     workers = [int(pid) for pid in process.stdout.readline().split()]
