@@ -58,18 +58,18 @@ def children(process: str) -> set[str]:
         return set()
 
 
-def sample(process: str, run: Path, temporary: Path, before: set[str]) -> dict[str, float]:
-    """Look at a run; of its children, at those that were there `before`, which excludes the loaders of a phase."""
-    lasting = children(process) & before
+def sample(process: str, run: Path, temporary: Path) -> dict[str, float]:
+    """Look at a run and at the processes that it has started: environments, and one that reads segments."""
+    started = children(process)
     checkpoints = sorted(run.glob("checkpoints/epoch-*.ckpt"))
     sizes = [path.stat().st_size for path in (run / "checkpoints").glob("last.ckpt")]
     return {
         "epoch": int(checkpoints[-1].stem.removeprefix("epoch-")) + 1 if checkpoints else 0,
         "memory, MiB": resident(process),
-        "memory of environments, MiB": sum(map(private, lasting)),
+        "memory of its processes, MiB": sum(map(private, started)),
         "open files": len(os.listdir(f"/proc/{process}/fd")),
         "threads": len(os.listdir(f"/proc/{process}/task")),
-        "lasting processes": len(lasting),
+        "its processes": len(started),
         "checkpoint, KiB": sizes[0] / 1024 if sizes else 0,
         "temporary files": sum(len(files) for _, _, files in os.walk(temporary)),
         "files in the run folder": sum(len(files) for _, _, files in os.walk(run)),
@@ -98,15 +98,14 @@ def main() -> None:
             env=os.environ | {"TMPDIR": str(temporary)},
             stdout=subprocess.DEVNULL,
         )
-        run, samples, before = Path(folder) / "lightning_logs" / "long_run" / "run", [], set[str]()
+        run, samples = Path(folder) / "lightning_logs" / "long_run" / "run", []
         started = time.monotonic()
         while process.poll() is None:
             time.sleep(arguments.every)
             try:
-                samples.append(sample(str(process.pid), run, temporary, before))
+                samples.append(sample(str(process.pid), run, temporary))
             except OSError:  # a file was replaced, or the run has ended
                 continue
-            before = children(str(process.pid))
         if process.returncode:
             sys.exit(f"the run ended with status {process.returncode}")
         seconds = time.monotonic() - started

@@ -31,7 +31,7 @@ def small(folder: Path, name: str) -> Path:
     content = deepcopy(TINY_MODEL) | {"data": FEW}
     if name.startswith("iris"):
         content["model"] = {"init_args": {part: {"init_args": values} for part, values in TINY_IRIS.items()}}
-    steps = {"first_epoch_steps": 2, "batch_size": 2}
+    steps = {"start_epoch": 0, "first_epoch_steps": 2, "batch_size": 2}
     content["model"]["init_args"]["schedule"] = {
         "collection": {"first_epoch_frames": 120},
         **dict.fromkeys(("tokenizer", "dynamics", "actor_critic"), steps),

@@ -47,12 +47,19 @@ class Recorder(PhaseCallback):
     def __init__(self, stop_after: int | None) -> None:
         self.losses: list[float] = []
         self.tests: list[CollectionResult] = []
+        self.losses_after: list[int] = []
+        self.counted_draws = 0
         self.stop_after = stop_after
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.losses.append(module.phase_metrics["loss"])
         if len(self.losses) == self.stop_after:
             trainer.fit_loop.request_stop(None)  # type: ignore[attr-defined]
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: Any) -> None:
+        self.losses_after.append(len(self.losses))
+        sampler = trainer.datamodule.samplers["actor_critic"]  # type: ignore[attr-defined]
+        self.counted_draws = int(sampler.state_dict()["counts"].sum())
 
     def on_phase_end(
         self, trainer: L.Trainer, module: Any, activity: Activity, result: CollectionResult | PhaseResult
@@ -63,10 +70,14 @@ class Recorder(PhaseCallback):
 
 
 def train(
-    folder: Path, epochs: int = 2, checkpoint: Path | None = None, stop_after: int | None = None
+    folder: Path,
+    epochs: int = 2,
+    checkpoint: Path | None = None,
+    stop_after: int | None = None,
+    schedule: ModelFreeSchedule = SCHEDULE,
 ) -> tuple[ModelFree, Recorder]:
     L.seed_everything(3, verbose=False)
-    recorder, system = Recorder(stop_after), make_model_free(SCHEDULE, **MULTI_EPOCH)
+    recorder, system = Recorder(stop_after), make_model_free(schedule, **MULTI_EPOCH)
     trainer = make_trainer(
         folder,
         max_epochs=epochs,
@@ -121,6 +132,14 @@ def test_resume_at_the_end_of_an_epoch_equals_never_stopping(
     _, first = train(tmp_path, epochs=1)
     _, second = train(tmp_path, checkpoint=tmp_path / "checkpoints" / "last.ckpt")
     assert first.losses + second.losses == uninterrupted[1].losses
+
+
+def test_a_phase_that_starts_later_first_trains_then(tmp_path: Path) -> None:
+    phase = PhaseSchedule(steps=2, batch_size=6, first_epoch_steps=3, start_epoch=1)
+    _, recorder = train(tmp_path, epochs=3, schedule=ModelFreeSchedule(SCHEDULE.collection, phase))
+    assert recorder.losses_after == [0, 3, 5]
+    # The draws of its first epoch lower no priority.
+    assert recorder.counted_draws == 2 * 6
 
 
 def test_it_is_tested_without_a_world_model(tmp_path: Path) -> None:

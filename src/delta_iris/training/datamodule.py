@@ -189,8 +189,8 @@ class ReplayDataModule(L.LightningDataModule):
             self.samplers[phase.name] = self._make_sampler(phase.sampling, self.seed + 7919 * index)
             # All processes of this machine share its memory.
             bytes_per_batch = SegmentBatch.num_bytes(self._batch_size(phase), phase.sampling.length, self.frame_shape)
-            most_steps = max(phase.schedule.steps_in(0), phase.schedule.steps_in(1))
-            check_shared_memory(self.num_workers, bytes_per_batch * self.trainer.num_devices, most_steps)
+            bytes_per_batch *= self.trainer.num_devices
+            check_shared_memory(self.num_workers, bytes_per_batch, phase.schedule.most_steps)
         if self.environment is None:
             return
         number = self.split_across_ranks("data.num_envs", self.num_envs)

@@ -306,8 +306,9 @@ class CollectTrainLoop(FitLoopBase):
         for callback in _phase_callbacks(trainer):
             callback.on_phase_start(trainer, learner, phase.activity, steps, done)
         started = time.monotonic()
-        # The first epoch trains long on few episodes: counting those draws would lower their priority for ever.
-        batches = data.phase_batches(phase, steps, update_counts=trainer.current_epoch > 0, skip=done)
+        # A phase first trains long on few episodes: counting those draws would lower their priority for ever.
+        later = trainer.current_epoch > phase.schedule.start_epoch
+        batches = data.phase_batches(phase, steps, update_counts=later, skip=done)
         combined = CombinedLoader(batches, "max_size_cycle")
         combined.limits = [steps]
         fetcher = select_data_fetcher(trainer, RunningStage.TRAINING)

@@ -49,9 +49,10 @@ class PhaseSchedule:
     """How much a phase trains.
 
     Args:
-        steps: batches in each epoch.
+        steps: batches in each epoch from `start_epoch` on.
         batch_size: segments of a batch, over all processes.
-        first_epoch_steps: batches in the first epoch; `steps` where None.
+        first_epoch_steps: batches in the first of these epochs; `steps` where None.
+        start_epoch: the first epoch in which the phase trains, counted from 0.
         micro_batch_size: segments that each process computes at a time, where memory is short; gradients and codebook
             are those of the whole batch regardless.
 
@@ -62,10 +63,11 @@ class PhaseSchedule:
     steps: int = 500
     batch_size: int = 32
     first_epoch_steps: int | None = None
+    start_epoch: int = 0
     micro_batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "first_epoch_steps"):
+        for name in ("steps", "first_epoch_steps", "start_epoch"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 or more")
         if self.batch_size < 1:
@@ -75,7 +77,15 @@ class PhaseSchedule:
 
     def steps_in(self, epoch: int) -> int:
         """Batches in an epoch, counted from 0."""
-        return self.first_epoch_steps if epoch == 0 and self.first_epoch_steps is not None else self.steps
+        if epoch < self.start_epoch:
+            return 0
+        first = epoch == self.start_epoch and self.first_epoch_steps is not None
+        return self.first_epoch_steps or 0 if first else self.steps
+
+    @property
+    def most_steps(self) -> int:
+        """The most batches of any epoch; 0 if the phase never trains."""
+        return max(self.steps, self.first_epoch_steps or 0)
 
     def segments_until(self, epochs: int) -> int:
         """Segments trained on in a number of epochs."""

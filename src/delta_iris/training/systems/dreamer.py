@@ -60,7 +60,7 @@ class TrainRatio:
             max(1, round(self.train_ratio * frames / (self.batch_size * segment_length)))
             for frames in (collection.frames_in(0), collection.frames)
         )
-        return PhaseSchedule(later, self.batch_size, first, self.micro_batch_size)
+        return PhaseSchedule(later, self.batch_size, first, micro_batch_size=self.micro_batch_size)
 
 
 @dataclass(frozen=True)

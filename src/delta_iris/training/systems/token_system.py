@@ -165,7 +165,7 @@ class TokenSystem(Learner):
 
     def _real_segment_phases(self, schedule: TokenSchedule) -> list[Phase]:
         """The phase on real segments; none where it is off, because each phase has an optimizer in the checkpoints."""
-        if not any(schedule.real_segments.steps_in(epoch) for epoch in (0, 1)):
+        if not schedule.real_segments.most_steps:
             return []
         frames = schedule.collection.frames
         if frames < 1:
