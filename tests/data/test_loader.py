@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from delta_iris.data import loader as loader_module
+from delta_iris.data import reader_deaths
 from delta_iris.data.loader import SegmentLoader
 from delta_iris.data.reader_deaths import deaths_raise
 from delta_iris.data.replay import Replay
@@ -170,6 +171,19 @@ def test_a_process_that_is_killed_interrupts_nothing_but_the_next_batch(tmp_path
         list(batches)
     # Whoever goes on has other processes.
     assert len(list(loader.batches(requests))) == 40
+    loader.close()
+
+
+def test_a_batch_of_a_process_that_is_killed_meanwhile_gives_the_same_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its connections are closed a moment before its death is reported, which is put off here."""
+    monkeypatch.setattr(reader_deaths, "_error_if_any_worker_fails", lambda: None)
+    loader, _, batches = kill_after(tmp_path, 1, 2)
+    monkeypatch.setattr(BaseProcess, "is_alive", lambda _: True)
+    with pytest.raises(UserError, match=KILLED) as caught:
+        list(batches)
+    assert isinstance(caught.value.__cause__, ConnectionError | EOFError)
     loader.close()
 
 

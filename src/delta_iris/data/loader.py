@@ -150,8 +150,9 @@ def _one_line(phase: str) -> Iterator[None]:
     try:
         with deaths_raise():
             yield
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader "):
+    # A process that was killed may be missed as the sender of a batch, before its death is known.
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if isinstance(error, RuntimeError) and not str(error).startswith(("DataLoader ", "Pin memory thread ")):
             raise
         raise UserError(
             f"{phase}: reading segments of the replay failed ({str(error).rstrip('.')}): a process was killed, often "
