@@ -52,7 +52,13 @@ def read_experiment(path: Path) -> dict[str, Any]:
     return experiment
 
 
-def run_command(command: str, log: Path, gpus: list[int], deadline: float, stop: threading.Event) -> int:
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them."""
+    limited = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return limited.split(",") if limited else [str(index) for index in range(torch.cuda.device_count())]
+
+
+def run_command(command: str, log: Path, gpus: list[str], deadline: float, stop: threading.Event) -> int:
     """Run a command to its end, or to the deadline if it begins before.
 
     Args:
@@ -63,19 +69,23 @@ def run_command(command: str, log: Path, gpus: list[int], deadline: float, stop:
         stop: ends it like the deadline.
 
     Returns:
-        its status; negative if it was killed.
+        its status: negative if it was killed, 127 if it could not be started.
     """
-    visible = ",".join(map(str, gpus))
+    visible = ",".join(gpus)
     begun = time.monotonic()
     with log.open("a") as output:
         print(f"$ {command}", file=output, flush=True)
-        process = subprocess.Popen(
-            shlex.split(command),
-            env=os.environ | {"CUDA_VISIBLE_DEVICES": visible},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        try:
+            process = subprocess.Popen(
+                shlex.split(command),
+                env=os.environ | {"CUDA_VISIBLE_DEVICES": visible},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except OSError as error:
+            print(error, file=output)
+            return 127
         while process.poll() is None:
             if stop.wait(0.2) or begun < deadline < time.monotonic():
                 break
@@ -90,7 +100,7 @@ def run_command(command: str, log: Path, gpus: list[int], deadline: float, stop:
 
 
 def run_commands(
-    name: str, commands: list[str], log: Path, gpus: list[int], deadline: float, stop: threading.Event
+    name: str, commands: list[str], log: Path, gpus: list[str], deadline: float, stop: threading.Event
 ) -> None:
     """Run commands one after the other, and print how each ended. One that fails does not keep the next from running.
 
@@ -122,27 +132,26 @@ def main() -> None:
     names = args.runs or list(experiment["runs"])
     if unknown := sorted(set(names) - set(experiment["runs"])):
         raise SystemExit(f"{args.experiment} has no runs {', '.join(unknown)}")
-    devices = torch.cuda.device_count()
-    share = devices // len(names)
+    devices = visible_gpus()
+    share = len(devices) // len(names)
     if devices and not share:
-        raise SystemExit(f"there are {devices} GPUs for {len(names)} runs: choose some with --runs")
+        raise SystemExit(f"there are {len(devices)} GPUs for {len(names)} runs: choose some with --runs")
     args.logs.mkdir(parents=True, exist_ok=True)
-    # In the background of a shell Ctrl-C is ignored, also by what is started there.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     deadline, stop = time.monotonic() + experiment["seconds"], threading.Event()
+    # Handled also in the background of a shell, where Ctrl-C is ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
     threads = []
     for number, name in enumerate(names):
-        gpus = list(range(number * share, (number + 1) * share))
+        gpus = devices[number * share : (number + 1) * share]
         arguments = (name, experiment["runs"][name], args.logs / f"{name}.log", gpus, deadline, stop)
         threads.append(threading.Thread(target=run_commands, args=arguments))
     for thread in threads:
         thread.start()
-    try:
-        for thread in threads:
-            thread.join()
-    except KeyboardInterrupt:
-        stop.set()
-        raise SystemExit(130) from None
+    for thread in threads:
+        thread.join()
+    if stop.is_set():
+        raise SystemExit(130)
 
 
 if __name__ == "__main__":

@@ -181,6 +181,7 @@ def main() -> None:
         }
         usual = build_system([str(args.config)])
         for phase in usual.phases:
+            options[f"model.schedule.{phase.name}.start_epoch"] = 0
             options[f"model.schedule.{phase.name}.first_epoch_steps"] = 12
             options[f"model.schedule.{phase.name}.steps"] = WARM_UP + 2 * args.steps + PROFILED + 1
         arguments = ["fit", "--config", str(args.config), *(f"--{k}={v}" for k, v in options.items()), *further]

@@ -6,6 +6,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -82,6 +83,53 @@ def test_the_same_processes_read_for_all_phases(tmp_path: Path, num_workers: int
     assert set(multiprocessing.active_children()) == before
     # A loader that was closed starts again.
     assert_equal(list(loader.batches(requests)), tmp_path, length, batches)
+    loader.close()
+
+
+def test_only_the_newest_call_can_go_on(tmp_path: Path) -> None:
+    fill(Replay(tmp_path, SHAPE), 100)
+    for num_workers in (0, 2):
+        loader = SegmentLoader(SegmentDataset(tmp_path, SHAPE), num_workers)
+        requests = make_requests(tmp_path, 9, [[(0, start)] for start in range(9)])
+        older = loader.batches(requests)
+        next(older)
+        newer = loader.batches(requests)
+        next(newer)
+        with pytest.raises(RuntimeError, match="one call of `batches` at a time"):
+            next(older)
+        assert len(list(newer)) == 8
+        last = loader.batches(requests)
+        next(last)
+        loader.close()
+        with pytest.raises(RuntimeError, match="until it is closed"):
+            next(last)
+
+
+class Faulty(SegmentDataset):
+    """Raises in its second batch."""
+
+    error: BaseException = KeyError()
+
+    def __getitem__(self, request: SegmentRequest) -> SegmentBatch:
+        if request.spans[0][0][2] == 1:
+            raise self.error
+        return super().__getitem__(request)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("error", [RuntimeError("some fault"), EOFError("of a file"), ConnectionError("to a server")])
+def test_faults_of_the_code_are_raised_as_they_are(tmp_path: Path, error: Exception, num_workers: int) -> None:
+    fill(Replay(tmp_path, SHAPE), 100)
+    dataset, before = Faulty(tmp_path, SHAPE), set(multiprocessing.active_children())
+    dataset.error = error
+    loader = SegmentLoader(dataset, num_workers)
+    batches = loader.batches(make_requests(tmp_path, 9, [[(0, start)] for start in range(9)]))
+    next(batches)
+    with pytest.raises(type(error), match=str(error)):
+        next(batches)
+    assert set(multiprocessing.active_children()) == before
+    # Whoever goes on has other processes.
+    assert len(list(loader.batches(make_requests(tmp_path, 9, [[(0, 0)]] * 9)))) == 9
     loader.close()
 
 
@@ -189,8 +237,14 @@ def test_a_batch_of_a_process_that_is_killed_meanwhile_gives_the_same_line(
 
 def test_a_process_that_is_killed_between_phases_is_missed_by_the_next_one(tmp_path: Path) -> None:
     loader, requests, _ = kill_after(tmp_path, 41, 1)
+    # A process that is started, as an environment may be, takes note of those that have ended, unseen by PyTorch.
+    process = multiprocessing.get_context("fork").Process(target=int)
+    process.start()
+    process.join()
+    started = time.monotonic()
     with pytest.raises(UserError, match=KILLED):
         next(loader.batches(requests, "dynamics"))
+    assert time.monotonic() - started < 60  # not only after the 300 s that a batch may take
     loader.close()
 
 

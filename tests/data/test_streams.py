@@ -11,7 +11,7 @@ import torch
 
 from delta_iris.data.replay import Replay
 from delta_iris.data.replay_reader import ReplayReader
-from delta_iris.data.segment import SegmentBatch
+from delta_iris.data.segment import SegmentBatch, SegmentRequest
 from delta_iris.data.segment_dataset import SegmentDataset
 from delta_iris.data.streams import EpisodeStreams, StreamSampler
 
@@ -74,6 +74,26 @@ def test_segments_hold_the_environments_frames_in_order(tmp_path: Path) -> None:
     assert checked > 15
 
 
+def test_frames_that_were_collected_later_can_be_read(tmp_path: Path) -> None:
+    replay, dataset = Replay(tmp_path, SHAPE), SegmentDataset(tmp_path, SHAPE)
+    for grown in range(3):
+        for t in range(10):
+            replay.append(0, np.full(SHAPE, 10 * grown + t, np.uint8), t % 5, 0.0, t == 9, False)
+        replay.flush()
+        streams = ReplayReader(tmp_path, SHAPE).streams()
+        batch = dataset[streams.request(8, [(grown, 2), (max(0, grown - 1), 9 if grown else 0)])]
+        assert batch.frames[0, :, 0, 0, 0].tolist() == [10 * grown + t for t in range(2, 10)]
+
+
+def test_a_span_after_an_episodes_end_is_its_final_frame_or_refused(tmp_path: Path) -> None:
+    write(tmp_path)
+    dataset, lengths = SegmentDataset(tmp_path, SHAPE), ReplayReader(tmp_path, SHAPE).lengths
+    for episode, spans in ((2, [(0, 2, 4, 5)]), (0, [(0, 0, 3, 5)]), (0, [(0, 0, 3, 3)])):
+        assert lengths[episode] == spans[0][2]
+        with pytest.raises(IndexError):
+            dataset[SegmentRequest(3, [spans], int(lengths.sum()))]
+
+
 def test_each_possible_start_is_equally_likely() -> None:
     # Environment 0: 4 + 1, 6 (no final frame) and 3 frames; environment 1: 5 + 1. A damaged episode is passed over.
     streams = make_streams([4, 5, 0, 6, 3], [0, 1, 0, 0, 0], [True, True, False, False, False])
@@ -116,6 +136,6 @@ def test_the_replay_knows_which_final_frames_it_has(tmp_path: Path) -> None:
     streams = ReplayReader(tmp_path, SHAPE).streams()
     assert streams.environments.tolist() == [0] * 4 + [1] * 3
     assert streams.final_frames.tolist() == [True, True, False, False, True, True, False]
-    assert torch.from_numpy(streams.frames_after()).tolist() == [16, 10, 6, 0, 12, 9, 0]
+    assert torch.from_numpy(streams.frames_after).tolist() == [16, 10, 6, 0, 12, 9, 0]
     Replay(tmp_path / "empty", SHAPE).close()
     assert len(ReplayReader(tmp_path / "empty", SHAPE).streams().lengths) == 0

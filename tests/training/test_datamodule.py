@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import shutil
 from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -192,16 +195,45 @@ def test_damaged_episodes_end_a_resumed_run_or_are_left_out_on_request(tmp_path:
     strict.teardown("fit")
 
 
-@pytest.mark.parametrize(
-    "steps", [{"steps": 4}, {"steps": 0, "first_epoch_steps": 4}], ids=["every epoch", "first epoch only"]
-)
+@pytest.mark.parametrize("steps", [{"steps": 4}, {"steps": 0, "first_epoch_steps": 4}, {"steps": 4, "start_epoch": 9}])
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="there is no /dev/shm whose size could be known")
 def test_batches_that_do_not_fit_into_shared_memory_are_refused_before_the_run(
-    tmp_path: Path, steps: dict[str, int]
+    tmp_path: Path, steps: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    schedule = ModelFreeSchedule(actor_critic=PhaseSchedule(batch_size=100_000_000, **steps))
+    # There is room for two batches, but four are read ahead, and the trainer holds one.
+    size = SegmentBatch.num_bytes(100_000, BURN_IN + HORIZON + 1, (*FRAME_SIZE, 3))
+    room = os.statvfs_result((1, 1, 2 * size, 2 * size, 2 * size, 0, 0, 0, 0, 0))
+    schedule = ModelFreeSchedule(actor_critic=PhaseSchedule(batch_size=100_000, **steps))
+    monkeypatch.setattr(os, "statvfs", lambda _: room)
     with pytest.raises(UserError, match=r"data\.num_workers is 1: .*shared memory"):
         set_up(tmp_path, schedule=schedule, num_workers=1)
+
+
+def test_one_process_reads_for_all_epochs_and_ends_with_the_run(tmp_path: Path) -> None:
+    before = set(multiprocessing.active_children())
+    data, readers = set_up(tmp_path, num_workers=1), set[BaseProcess]()
+    others = set(multiprocessing.active_children()) - before
+    for _ in range(3):
+        data.collect(None, 100, 0.0, go_on)
+        data.commit()
+        read_batches(data, 3)
+        readers |= set(multiprocessing.active_children()) - before - others
+    assert len(readers) == 1
+    data.teardown("fit")
+    assert set(multiprocessing.active_children()) == before
+
+
+def test_the_reading_process_ends_after_an_error(tmp_path: Path) -> None:
+    before = set(multiprocessing.active_children())
+    data = set_up(tmp_path, num_workers=1)
+    others = set(multiprocessing.active_children()) - before
+    data.collect(None, 100, 0.0, go_on)
+    data.commit()
+    next(iter(data.phase_batches(data.learner.phases[0], 3, update_counts=True)))
+    assert len(set(multiprocessing.active_children()) - before - others) == 1
+    data.on_exception(ValueError())
+    assert set(multiprocessing.active_children()) - before == others
+    data.teardown("fit")
 
 
 def test_draws_lower_priorities_only_on_request(data: ReplayDataModule) -> None:

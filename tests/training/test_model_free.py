@@ -75,6 +75,7 @@ def train(
     checkpoint: Path | None = None,
     stop_after: int | None = None,
     schedule: ModelFreeSchedule = SCHEDULE,
+    **options: Any,
 ) -> tuple[ModelFree, Recorder]:
     L.seed_everything(3, verbose=False)
     recorder, system = Recorder(stop_after), make_model_free(schedule, **MULTI_EPOCH)
@@ -84,6 +85,7 @@ def train(
         log_every_n_steps=1,
         check_val_every_n_epoch=1,
         callbacks=[recorder, ModelCheckpoint(folder / "checkpoints", save_last=True, save_on_train_epoch_end=True)],
+        **options,
     )
     install_loops(trainer)
     data = make_catch_data()
@@ -140,6 +142,12 @@ def test_a_phase_that_starts_later_first_trains_then(tmp_path: Path) -> None:
     assert recorder.losses_after == [0, 3, 5]
     # The draws of its first epoch lower no priority.
     assert recorder.counted_draws == 2 * 6
+
+
+def test_a_fast_run_for_development_trains_also_what_starts_later(tmp_path: Path) -> None:
+    phase = PhaseSchedule(steps=2, batch_size=6, first_epoch_steps=0, start_epoch=7)
+    _, recorder = train(tmp_path, schedule=ModelFreeSchedule(SCHEDULE.collection, phase), fast_dev_run=True)
+    assert len(recorder.losses) == 1
 
 
 def test_it_is_tested_without_a_world_model(tmp_path: Path) -> None:

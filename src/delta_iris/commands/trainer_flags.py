@@ -76,7 +76,7 @@ FLAGS: dict[str, Flag] = {
     "plugins": Flag("of precision or cluster environments; checkpoints are always written by this program"),
     "precision": Flag("use bf16-mixed or 32-true", (None, "bf16-mixed", "32-true", "32", 32, "bf16"), choices=True),
     "profiler": Flag("any of Lightning's"),
-    "reload_dataloaders_every_n_epochs": Flag("each phase has a new loader in every epoch already", (None, 0)),
+    "reload_dataloaders_every_n_epochs": Flag("each phase draws new segments in every epoch already", (None, 0)),
     "strategy": Flag("`auto` or `delta_ddp`, which averages the gradients of one phase's module"),
     "sync_batchnorm": Flag("no module has batch statistics", (None, False)),
     "use_distributed_sampler": Flag("each process draws its own part of a batch already", (None, True)),

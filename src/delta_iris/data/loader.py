@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from multiprocessing import connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ class SegmentLoader:
         self, dataset: SegmentDataset, num_workers: int, pin_memory: bool = False, timeout: float = 300
     ) -> None:
         self._requests = _Requests()
+        self._call = 0
         self._loader: DataLoader[SegmentBatch | UserError] = DataLoader(
             _ErrorsAsBatches(dataset),
             sampler=self._requests,
@@ -63,7 +65,7 @@ class SegmentLoader:
         )
 
     def batches(self, requests: Iterable[SegmentRequest], phase: str = "training") -> Iterator[SegmentBatch]:
-        """Read batches in order. The batches that were read ahead for an earlier call are dropped.
+        """Read batches in order. What was read ahead for an earlier call is dropped: only the newest can go on.
 
         Args:
             requests: each for a batch. They are drawn as they are needed.
@@ -71,30 +73,66 @@ class SegmentLoader:
 
         Raises:
             UserError: while iterating: the data on disk is damaged, a background process has died, or no batch comes in
-                time. The background processes are then ended.
+                time. The background processes are then ended, as after any other error.
+            RuntimeError: while iterating: there was a later call, or the loader was closed.
         """
         self._requests.next = requests
-        try:
-            with _one_line(phase):
-                started = not self._loader.num_workers or self._loader._iterator is not None
-                iterator = iter(self._loader) if started else self._start(phase)
-            while True:
-                with _one_line(phase):
-                    batch = next(iterator, None)
-                if batch is None:
-                    return
+        with self._one_line(phase):
+            self._check_alive()
+            started = not self._loader.num_workers or self._loader._iterator is not None
+            iterator: Iterator[Any] = iter(self._loader) if started else self._start(phase)
+        self._call += 1
+        call = self._call
+        while True:
+            if call != self._call:
+                raise RuntimeError("a loader reads for one call of `batches` at a time, until it is closed")
+            with self._one_line(phase):
+                batch = next(iterator, None)
                 if isinstance(batch, UserError):
                     raise batch
-                yield batch
-        except UserError:
-            self._kill()
-            raise
+            if batch is None:
+                return
+            yield batch
 
     def close(self) -> None:
         """End the background processes."""
+        self._call += 1
         if (iterator := self._loader._iterator) is not None:
             iterator._shutdown_workers()  # type: ignore[attr-defined]
             self._loader._iterator = None
+
+    def _check_alive(self) -> None:
+        """Raise as PyTorch would, also for processes whose death Python has taken note of and PyTorch cannot see."""
+        for worker in self._workers:
+            if not worker.is_alive():
+                raise RuntimeError(f"DataLoader worker (pid {worker.pid}) exited unexpectedly")
+
+    @property
+    def _workers(self) -> list[BaseProcess]:
+        return getattr(self._loader._iterator, "_workers", [])
+
+    @contextlib.contextmanager
+    def _one_line(self, phase: str) -> Iterator[None]:
+        """Turn what PyTorch says of the background processes into a message, and end them after any error."""
+        try:
+            with deaths_raise():
+                yield
+        except BaseException as error:
+            self._kill()
+            if not self._tells_of_a_death(error):
+                raise
+            raise UserError(
+                f"{phase}: reading segments of the replay failed ({str(error).rstrip('. ')}): a process was killed, "
+                "often for lack of memory, or cannot pass on its batches for lack of shared memory (/dev/shm): use "
+                "fewer data.num_workers, or give the container more (--shm-size)"
+            ) from error
+
+    def _tells_of_a_death(self, error: BaseException) -> bool:
+        if isinstance(error, RuntimeError):
+            return str(error).startswith("DataLoader ")
+        # A process may be missed as the sender of a batch before its death is known. "Caught": raised within a process.
+        broken = isinstance(error, ConnectionError | EOFError) and not str(error).startswith("Caught ")
+        return broken and self._loader.num_workers > 0
 
     def _start(self, phase: str) -> Iterator[Any]:
         """Start the background processes, and wait until all of them run.
@@ -128,7 +166,7 @@ class SegmentLoader:
     def _kill(self) -> None:
         """End processes that may hang, which would keep this process from ending."""
         with deaths_expected():
-            for worker in getattr(self._loader._iterator, "_workers", []):
+            for worker in self._workers:
                 worker.kill()
                 worker.join()
         self.close()
@@ -142,23 +180,6 @@ class _Requests:
 
     def __iter__(self) -> Iterator[SegmentRequest]:
         return iter(self.next)
-
-
-@contextlib.contextmanager
-def _one_line(phase: str) -> Iterator[None]:
-    """Turn what PyTorch says of the background processes into a message."""
-    try:
-        with deaths_raise():
-            yield
-    # A process that was killed may be missed as the sender of a batch, before its death is known.
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        if isinstance(error, RuntimeError) and not str(error).startswith(("DataLoader ", "Pin memory thread ")):
-            raise
-        raise UserError(
-            f"{phase}: reading segments of the replay failed ({str(error).rstrip('.')}): a process was killed, often "
-            "for lack of memory, or cannot pass on its batches for lack of shared memory (/dev/shm): use fewer "
-            "data.num_workers, or give the container more (--shm-size)"
-        ) from error
 
 
 class _ErrorsAsBatches(Dataset["SegmentBatch | UserError"]):

@@ -51,7 +51,10 @@ class SegmentDataset(Dataset[SegmentBatch]):
             for slot, episode, first, stop in spans:
                 slots = slice(slot, slot + stop - first)
                 mask[row, slots] = True
-                if first == reader.length(episode) and (final_frame := reader.final_frame(episode)) is not None:
+                if (first, stop) == (reader.length(episode), first + 1):
+                    final_frame = reader.final_frame(episode)
+                    if final_frame is None:
+                        raise IndexError(f"episode {episode} of {self.folder} has no final frame")
                     frames[row, slot] = final_frame
                     continue
                 steps = reader.read(episode, first, stop)

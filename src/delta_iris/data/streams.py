@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -29,16 +30,22 @@ class EpisodeStreams:
     environments: NDArray[np.int64]
     final_frames: NDArray[np.bool_]
 
-    @property
+    @cached_property
     def frames(self) -> NDArray[np.int64]:
         """(episodes,) frames of each episode, the final one included; 0 where it is damaged."""
         return np.where(self.lengths > 0, self.lengths + self.final_frames, 0)
 
+    @cached_property
+    def episodes(self) -> dict[int, NDArray[np.int64]]:
+        """The episodes of each environment, in order."""
+        environments = np.unique(self.environments).tolist()
+        return {environment: np.flatnonzero(self.environments == environment) for environment in environments}
+
+    @cached_property
     def frames_after(self) -> NDArray[np.int64]:
         """(episodes,) frames that the environment of each episode went through in later episodes."""
         frames, after = self.frames, np.zeros_like(self.lengths)
-        for environment in np.unique(self.environments):
-            own = np.flatnonzero(self.environments == environment)
+        for own in self.episodes.values():
             after[own] = frames[own][::-1].cumsum()[::-1] - frames[own]
         return after
 
@@ -59,8 +66,9 @@ class EpisodeStreams:
     def _spans(self, episode: int, start: int, length: int) -> list[Span]:
         parts: list[Span] = []
         slot = 0
-        same = np.flatnonzero(self.environments == self.environments[episode])
-        for number in same[same >= episode].tolist():
+        own = self.episodes[int(self.environments[episode])]
+        for position in range(int(np.searchsorted(own, episode)), len(own)):
+            number = int(own[position])
             steps = int(self.lengths[number])
             stop = min(start + length - slot, steps)
             if stop > start:
@@ -104,7 +112,7 @@ class StreamSampler:
         Raises:
             ValueError: if no environment has as many frames.
         """
-        possible = streams.frames + streams.frames_after() - self.length + 1
+        possible = streams.frames + streams.frames_after - self.length + 1
         # A segment does not begin with a final frame, at which no action was chosen.
         num_starts = np.minimum(np.maximum(possible, 0), streams.lengths)
         if not num_starts.any():
@@ -120,13 +128,13 @@ class StreamSampler:
         """The oldest undrawn frames of the environment that has most of them; nothing if they fill no segment."""
         frames = streams.frames
         waiting: dict[int, int] = {}
-        for environment in np.unique(streams.environments).tolist():
-            total = int(frames[streams.environments == environment].sum())
+        for environment, own in streams.episodes.items():
+            total = int(frames[own].sum())
             waiting[environment] = total - self._newest.setdefault(environment, 0)
         environment = max(waiting, key=lambda each: waiting[each])
         if waiting[environment] < self.length:
             return []
-        own = np.flatnonzero(streams.environments == environment)
+        own = streams.episodes[environment]
         ends = frames[own].cumsum()
         position = self._newest[environment]
         index = int(np.searchsorted(ends, position, side="right"))

@@ -329,8 +329,8 @@ class CollectTrainLoop(FitLoopBase):
                 callback.on_phase_end(trainer, learner, phase.activity, result)
 
     def _steps(self, schedule: PhaseSchedule) -> int:
-        steps, limit = schedule.steps_in(self.trainer.current_epoch), int(self.trainer.fast_dev_run)  # type: ignore[attr-defined]
-        return min(steps, limit) if limit else steps
+        limit = int(self.trainer.fast_dev_run)  # type: ignore[attr-defined]
+        return min(schedule.most_steps, limit) if limit else schedule.steps_in(self.trainer.current_epoch)
 
     def _validate(self) -> bool:
         """Run test episodes and evaluate; returns whether it was not stopped."""
