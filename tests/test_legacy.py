@@ -107,9 +107,16 @@ def test_present_configurations_are_not_taken_for_old_ones() -> None:
         {},
         {"model": None},
         {"model": {"class_path": "a.B", "init_args": {"agent": 1}}},
+        {"model": {"tokenizer": {"num_transforms": 2}}},
+        {"name": "mine", "model": {"tokenizer": {"init_args": {"optimizer": {"learning_rate": 1e-4}}}}},
     ]
     for other in others:
         assert not is_legacy_configuration(other)
+
+
+def test_a_tokenizer_alone_is_old_by_its_flat_names() -> None:
+    assert is_legacy_configuration({"model": {"tokenizer": {"init_args": {"final_fraction": 0.1}}}})
+    assert is_legacy_configuration({"model": {"tokenizer": {"init_args": {"motions": 4}}}})
 
 
 def test_tags_of_version_0_1_become_present_ones() -> None:

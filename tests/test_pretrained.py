@@ -421,7 +421,7 @@ def test_weights_of_another_configuration_are_named_by_the_key(exported: Path) -
 
 
 def test_a_folder_that_does_not_exist_gives_one_message(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is not an exported agent: about\.json is missing"):
+    with pytest.raises(UserError, match="there is no exported agent"):
         load_pretrained(tmp_path / "nowhere")
 
 
@@ -449,3 +449,23 @@ def test_what_a_trusted_name_reaches_through_is_refused(exported: Path) -> None:
         edit_about(exported, edit)
         with pytest.raises(UserError, match="which a file may not use"):
             load_pretrained(exported)
+
+
+def test_a_run_folder_is_told_from_an_agent(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match=r"is a run folder, .*delta-iris export .*last\.ckpt"):
+        load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("frame", "found"),
+    [
+        (np.zeros((64, 64, 3), np.uint8), r"uint8 \(64, 64, 3\)"),
+        (np.zeros((16, 16, 3), np.float32), r"float32 \(16, 16, 3\)"),
+        ((np.zeros((16, 16, 3), np.uint8), {}), "a tuple"),
+    ],
+)
+def test_a_frame_of_another_form_is_refused(frame: Any, found: str) -> None:
+    agent = load_pretrained(ROOT / "pretrained" / "catch")
+    with pytest.raises(ValueError, match=rf"expected a frame of uint8 \(16, 16, 3\), got {found}"):
+        agent.act(frame)

@@ -68,8 +68,13 @@ def is_legacy_configuration(config: Any) -> bool:
     if not isinstance(config, Mapping):
         return False
     model = config.get("model")
-    old_model = isinstance(model, Mapping) and bool({"tokenizer", "world_model", "agent"} & set(model))
-    return old_model or "loop" in config
+    old_model = isinstance(model, Mapping) and bool({"world_model", "agent", "accelerate"} & set(model))
+    # A tokenizer may also stand there in a present configuration that leaves out `init_args`.
+    tokenizer = model.get("tokenizer") if isinstance(model, Mapping) else None
+    arguments = tokenizer.get("init_args") if isinstance(tokenizer, Mapping) else None
+    flat = {*OPTIMIZER, *CODEBOOK, *CNN, *FRAME_CNN, *MOTION}
+    old_tokenizer = isinstance(arguments, Mapping) and bool(flat & set(arguments))
+    return "loop" in config or old_model or old_tokenizer
 
 
 def upgrade_configuration(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -158,6 +158,13 @@ def _load_part(path: Path) -> dict[str, Tensor]:
 def _read_about(folder: Path) -> dict[str, Any]:
     """Read and check `about.json`."""
     path = folder / ABOUT
+    if not folder.exists():
+        raise UserError(f"there is no exported agent {folder}")
+    if (folder / "checkpoints").is_dir():
+        raise UserError(
+            f"{folder} is a run folder, not an exported agent: make one with `delta-iris export "
+            f"{folder / 'checkpoints' / 'last.ckpt'} <agent>`"
+        )
     if not path.exists():
         raise UserError(f"{folder} is not an exported agent: {ABOUT} is missing")
     try:
@@ -275,7 +282,14 @@ class Agent:
 
         Args:
             frame: (H, W, 3) uint8, the next frame of the episode.
+
+        Raises:
+            ValueError: if it has another shape or type.
         """
+        height, width = self.configuration["data"]["frame_size"]
+        if getattr(frame, "shape", None) != (height, width, 3) or frame.dtype != np.uint8:
+            found = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else f"a {type(frame).__name__}"
+            raise ValueError(f"expected a frame of uint8 ({height}, {width}, 3), got {found}")
         tensor = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1).unsqueeze(0)
         action, self._memory = self._policy.act(to_float(tensor.to(self._policy.device)), self._memory)
         return int(action)

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
+from delta_iris.commands.cli import DeltaIrisCLI
 from delta_iris.commands.config_errors import explain_instantiation_error, root_cause, shorten_parser_message
-from delta_iris.commands.config_files import merge_configs
+from delta_iris.commands.config_files import merge_configs, prepare_arguments
 from delta_iris.errors import UserError
 from tests.commands.config_helpers import TINY, InstantiatedCommand, parse_fit, stack
 
@@ -121,6 +122,26 @@ def test_a_value_of_the_wrong_type_in_a_file_is_named_with_its_type(tmp_path: Pa
     above = tmp_path / "above.yaml"
     above.write_text(yaml.safe_dump(nest(key, "many")))
     assert message in parser_error(*stack(above))
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--data.num_env=3", "data has no key 'num_env'"),
+        ("--trainer.max_epoch=3", "trainer has no key 'max_epoch'"),
+        # Not taken for `lr_decay_steps`.
+        ("--model.tokenizer.optimizer.lr=3", "optimizer has no key 'lr'"),
+        ("--seed=3", "--seed"),
+    ],
+)
+def test_an_abbreviated_option_is_refused(option: str, message: str) -> None:
+    assert message in parser_error(option)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--config", "short.yaml"]])
+def test_a_missing_model_is_told_with_a_configuration_that_has_one(arguments: list[str]) -> None:
+    with pytest.raises(UserError, match=r"what to train .*--config crafter_cnn\.yaml"):
+        DeltaIrisCLI(prepare_arguments(["fit", *arguments]))
 
 
 def test_a_message_of_another_form_becomes_one_line() -> None:

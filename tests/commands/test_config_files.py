@@ -207,3 +207,12 @@ def test_an_option_may_not_set_a_key_that_is_taken_from_another(key: str, short:
 def test_an_option_without_a_file_gives_the_shipped_names() -> None:
     with pytest.raises(UserError, match=r"crafter\.yaml"):
         prepare_arguments(["fit", "--config"])
+
+
+def test_arguments_of_a_class_below_may_be_given_as_on_the_command_line() -> None:
+    below = {"model": {"class_path": "a.B", "init_args": {"tokenizer": {"class_path": "c.D", "init_args": {"dim": 1}}}}}
+    merged = merge_configs(below, {"model": {"tokenizer": {"dim": 2}, "length": 3}})
+    arguments = {"tokenizer": {"class_path": "c.D", "init_args": {"dim": 2}}, "length": 3}
+    assert merged == {"model": {"class_path": "a.B", "init_args": arguments}}
+    # An empty group changes nothing.
+    assert merge_configs(below, {"model": {"tokenizer": {}}}) == below

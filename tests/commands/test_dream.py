@@ -116,7 +116,7 @@ def test_an_episode_of_a_run_is_shown_as_recorded(agent: Path, tmp_path: Path, i
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "nowhere is not an exported agent"),
+        (["nowhere"], "there is no exported agent nowhere"),
         (["AGENT", "--steps", "0"], "steps is 0: it must be between 1 and 1000"),
         (["AGENT", "--steps", "6"], "the episode has 6 steps from step 0 on, and imagination starts after 6"),
         (["AGENT", "--fps", "51"], "fps is 51"),

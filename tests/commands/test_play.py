@@ -46,7 +46,7 @@ def test_a_port_in_use_gives_one_line(agent: Path, capsys: pytest.CaptureFixture
 
 
 def test_an_unknown_agent_gives_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "is not an exported agent" in complaint(capsys, tmp_path / "nowhere", "--port", 0, "--no_open")
+    assert "there is no exported agent" in complaint(capsys, tmp_path / "nowhere", "--port", 0, "--no_open")
 
 
 def test_invalid_arguments_give_one_line(agent: Path, capsys: pytest.CaptureFixture[str]) -> None:

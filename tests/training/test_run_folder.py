@@ -58,6 +58,14 @@ def test_a_lock_on_a_folder_that_was_removed_meanwhile_does_not_count(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["last.ckpt", "interrupted.ckpt"])
+def test_a_folder_with_a_checkpoint_is_never_said_to_be_worth_removing(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "a" / "checkpoints" / name).touch()
+    with pytest.raises(UserError, match="already holds a run: resume it with --ckpt_path last --version a"):
+        RunFolder.make(tmp_path, "a")
+
+
 def test_a_folder_that_saved_nothing_is_not_said_to_be_resumable(tmp_path: Path) -> None:
     (tmp_path / "a" / "replay").mkdir(parents=True)
     with pytest.raises(UserError, match="already holds a run: remove it, as it saved nothing"):

@@ -15,6 +15,7 @@ import torch
 from jsonargparse import Namespace
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_info
 
 from delta_iris.commands.config_errors import (
     explain_instantiation_error,
@@ -93,6 +94,13 @@ BEST_DEFAULTS: dict[str, Any] = {
 TOOLS_HELP = "other commands: " + "; ".join(f"{name}: {text}" for name, text in TOOLS.items())
 
 
+class _Parser(LightningArgumentParser):
+    """Takes no abbreviated options, nor do those that it makes for classes: `lr` is not `lr_decay_steps`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs | {"allow_abbrev": False})
+
+
 class DeltaIrisCLI(LightningCLI):
     """`fit`, `validate` and `test` of a system on a `ReplayDataModule`."""
 
@@ -105,6 +113,7 @@ class DeltaIrisCLI(LightningCLI):
                 ReplayDataModule,
                 subclass_mode_model=True,
                 save_config_callback=None,
+                parser_class=_Parser,
                 parser_kwargs={"epilog": TOOLS_HELP},
                 args=args,
             )
@@ -275,9 +284,12 @@ class DeltaIrisCLI(LightningCLI):
         assert isinstance(data, ReplayDataModule)
         model.configuration = _to_plain({key: self._own[key].as_dict() for key in ("model", "data")})
         if self.subcommand == "fit" and self._checkpoint is not None:
-            # First: numbers that suit these processes would not help a run of another number of them.
+            _check_same_environment(self._checkpoint["configuration"], model.configuration, Path(self._own.ckpt_path))
+            # Before other numbers: those that suit these processes would not help a run of another number of them.
             data.check_state(self._checkpoint["ReplayDataModule"], self.trainer.world_size)
         check_configuration(model, data, self.trainer.world_size, self.subcommand, self._checkpoint is not None)
+        if self.subcommand != "fit" and self._exported is None and self._checkpoint is None:
+            rank_zero_info("No --ckpt_path is given: an untrained agent is tested.")
         if self._exported is not None:
             model.exported_to = self._exported[1]
             _load_weights(model, *self._exported)
@@ -295,7 +307,6 @@ class DeltaIrisCLI(LightningCLI):
             if self.subcommand == "fit":
                 phases = [phase.name for phase in model.phases]
                 check_optimizers(self._checkpoint, phases, model.configuration, path)
-                _check_same_environment(self._checkpoint["configuration"], model.configuration, path)
                 _check_epochs(self._checkpoint, self.trainer.max_epochs, path)
         if self._run is not None:
             if self._checkpoint is not None:
@@ -355,6 +366,8 @@ def _check_epochs(checkpoint: dict[str, Any], max_epochs: int | None, path: Path
     done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
     if max_epochs is not None and 0 <= max_epochs < done:
         raise UserError(f"{path} has {done} epochs, and trainer.max_epochs is {max_epochs}: the run is longer already")
+    if max_epochs == done:
+        rank_zero_info(f"The run has all its {done} epochs: set a larger trainer.max_epochs to go on.")
 
 
 def _to_plain(value: Any) -> Any:

@@ -13,7 +13,10 @@ import lightning as L
 
 from delta_iris.errors import UserError
 
-__all__ = ["explain_instantiation_error", "parser_errors", "root_cause", "shorten_parser_message"]
+__all__ = ["NO_MODEL", "explain_instantiation_error", "parser_errors", "root_cause", "shorten_parser_message"]
+
+
+NO_MODEL = "no configuration says what to train (model.class_path): name one first, such as --config crafter_cnn.yaml"
 
 
 def explain_instantiation_error(error: BaseException, config: Mapping[str, Any]) -> UserError | None:
@@ -72,6 +75,8 @@ def shorten_parser_message(message: str) -> str:
     path, advice = ".".join(keys), "see --print_config for those that it has"
     if foreign := re.search(r"Importing '((\w+)[\w.]*)' is not allowed", message):
         return f"{path} names {foreign.group(1)}, which is not trusted: if you trust it, add --trust {foreign.group(2)}"
+    if re.search(r"arguments are required: (?:\w+\.)?model\b", message):
+        return NO_MODEL
     if unknown := re.search(r"Option '([\w.]+)' is not accepted", message):
         return f"{path} has no key {unknown.group(1)!r}: {advice}"
     if group := re.search(r"Group '([\w.]+)' does not accept (?:nested )?(?:option|key) '([\w.]+)'", message):

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from delta_iris.commands.config_errors import NO_MODEL
 from delta_iris.commands.trust import check_file, trusted_packages
 from delta_iris.errors import UserError
 from delta_iris.files import read_text
@@ -95,6 +96,7 @@ def merge_configs(base: Any, other: Any) -> Any:
     """Merge a configuration over another one, key by key.
 
     Where a `class_path` changes, the arguments of the other class are dropped: they mean something else or nothing.
+    The arguments of a class that is configured below may be given without `init_args`, as on the command line.
 
     Args:
         base: the configuration below.
@@ -103,6 +105,8 @@ def merge_configs(base: Any, other: Any) -> Any:
     if not (isinstance(base, Mapping) and isinstance(other, Mapping)):
         return other
     merged = dict(base)
+    if "class_path" in base and other and not {"class_path", "init_args", "dict_kwargs"} & set(other):
+        other = {"init_args": other}
     if "class_path" in other and other["class_path"] != base.get("class_path"):
         merged.pop("init_args", None)
     for key, value in other.items():
@@ -149,6 +153,9 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
         merged = merge_configs(merged, content)
     if position is None:
         return rest
+    chosen = any(argument.partition("=")[0] in ("--model", "--model.class_path") for argument in rest)
+    if "class_path" not in (merged.get("model") or {"class_path": None}) and not chosen:
+        raise UserError(NO_MODEL)
     return [*rest[:position], "--config", yaml.safe_dump(merged, sort_keys=False), *rest[position:]]
 
 

@@ -175,8 +175,8 @@ def _other_configuration(
     keys = list(_differences(checkpoint.get("configuration", {}), configuration))
     listed = "; ".join(keys[:5]) + (f"; and {len(keys) - 5} more" if len(keys) > 5 else "")
     return UserError(
-        f"{path} was made with another configuration ({listed or otherwise}): use the config.yaml of its run folder, "
-        "or start a new run without --ckpt_path"
+        f"{path} was made with another configuration ({listed or otherwise}): use the config.yaml beside it or of its "
+        "run folder, or start a new run without it"
     )
 
 

@@ -96,8 +96,9 @@ class RunFolder:
                 if version is None:  # another run took this number at the same moment
                     continue
                 if run.holds_run:
-                    last = run.checkpoints / "last.ckpt"
-                    first = f"resume it with --ckpt_path {last}" if last.exists() else "remove it, as it saved nothing"
+                    saved = any(run.checkpoints.glob("*.ckpt"))
+                    resume = f"resume it with --ckpt_path last --version {run.path.name}"
+                    first = resume if saved else "remove it, as it saved nothing"
                     raise UserError(
                         f"the run folder {run.path} already holds a run: {first}, or choose another version (null "
                         "takes the next free one)"
