@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,3 +29,10 @@ def test_makes_crafter_by_default_with_options() -> None:
 def test_invalid_arguments_raise(environment: str, options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"cannot create environment .* check data\.environment"):
         make_env(environment, **options)
+
+
+def test_a_module_of_this_folder_is_pointed_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("games_of_mine.py").touch()
+    with pytest.raises(UserError, match=r"import games_of_mine\.py from this folder, .* PYTHONPATH=\."):
+        make_env("games_of_mine:Maze-v0")

@@ -209,6 +209,7 @@ def test_a_trained_agent_is_tested_and_validated(trained: tuple[Path, str]) -> N
     checkpoint = folder / "checkpoints" / "last.ckpt"
     before = sorted(folder.parent.rglob("*"))
     output = run("test", "--config", folder / "config.yaml", "--ckpt_path", checkpoint, cwd=folder.parents[2])
+    assert "untrained" not in output
     assert "Crafter score" in output
     assert "(95%)" in output
     written = json.loads((folder / "evaluation" / "last.json").read_text())
@@ -242,12 +243,18 @@ def test_a_run_is_not_resumed_with_another_phase(trained: tuple[Path, str]) -> N
     assert {path: path.read_bytes() for path in folder.glob("events.*")} == logged
 
 
+def test_an_agent_without_weights_is_said_to_be_untrained(trained: tuple[Path, str], tmp_path: Path) -> None:
+    output = run("test", "--config", trained[0] / "config.yaml", cwd=tmp_path)
+    assert "No --ckpt_path is given: an untrained agent is tested." in output
+
+
 def test_an_exported_agent_is_tested_without_its_run(trained: tuple[Path, str], tmp_path: Path) -> None:
     folder, _ = trained
     checkpoint, agent = folder / "checkpoints" / "last.ckpt", tmp_path / "agent"
     export_agent(checkpoint, agent, part_bytes=40_000)
     export = [sys.executable, "-m", "delta_iris", "export", str(checkpoint), str(tmp_path / "again")]
-    subprocess.run(export, check=True, timeout=120)
+    written = subprocess.run(export, check=True, timeout=120, capture_output=True, text=True).stdout
+    assert f"--ckpt_path {tmp_path / 'again'}" in written
     assert len(list((tmp_path / "again").glob("*.safetensors"))) == 1
     assert subprocess.run(export, check=False, timeout=120).returncode == 2
     content, whole = load_exported(agent), torch.load(checkpoint, weights_only=True)

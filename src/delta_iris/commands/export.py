@@ -22,3 +22,4 @@ def export(checkpoint: Path, folder: Path) -> None:
         folder: to make.
     """
     export_agent(checkpoint, folder)
+    print(f"Written: {folder}. Test it with: delta-iris test --config {folder / 'config.yaml'} --ckpt_path {folder}")

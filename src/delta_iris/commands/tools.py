@@ -38,7 +38,7 @@ def tool_parser(name: str) -> ArgumentParser:
         name: of the command.
     """
     function = _function(name)
-    parser = _Parser(prog=f"delta-iris {name}", description=_summary(function))
+    parser = _Parser(prog=f"delta-iris {name}", description=_summary(function), allow_abbrev=False)
     hints = get_type_hints(function)
     lists = {key: get_args(hint)[0] for key, hint in hints.items() if get_origin(hint) is list}
     switches = [key for key, hint in hints.items() if hint is bool]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -40,8 +41,9 @@ def make_env(
                 f"environment {environment!r} needs the package {module}: install the extra {EXTRAS[module]} (in a "
                 f"clone, python -m pip install -e '.[{EXTRAS[module]}]')"
             ) from error
-        raise UserError(
-            f"cannot create environment {environment!r} with options {options}: {error}: check data.environment and "
-            "data.environment_options"
-        ) from error
+        hint = "check data.environment and data.environment_options"
+        if isinstance(error, ModuleNotFoundError) and Path(f"{module}.py").exists():
+            hint = f"to import {module}.py from this folder, set the environment variable PYTHONPATH=."
+        text = str(error).rstrip(".")
+        raise UserError(f"cannot create environment {environment!r} with options {options}: {text}: {hint}") from error
     return apply_wrappers(env, wrappers or ())

@@ -109,6 +109,10 @@ def apply_wrappers(env: gym.Env[Any, Any], entries: Sequence[WrapperEntry]) -> g
             env = allowed[name](env, **{key: _to_tuple(value) for key, value in arguments.items()})
         except Exception as error:  # Gymnasium's wrappers raise errors of any kind
             text = " ".join(str(error).split())[:300]
+            if isinstance(error, gym.error.DependencyNotInstalled) and "cv2" in text:
+                raise UserError(
+                    f"the wrapper {name} needs OpenCV: python -m pip install opencv-python-headless"
+                ) from error
             raise UserError(
                 f"the wrapper {name} cannot be applied with {arguments or 'no arguments'}: {type(error).__name__}"
                 f"{': ' * bool(text)}{text}: check data.wrappers and data.training_wrappers"

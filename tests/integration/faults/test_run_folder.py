@@ -116,9 +116,19 @@ def test_another_game_is_refused_and_nothing_is_changed(finished: Path) -> None:
     before = contents(finished / RUN)
     options = ("--data.environment_options", "{length: 30}", "--ckpt_path", "last")
     assert "was trained with data.environment_options" in fit(*options, cwd=finished, status=2)
+    # The game comes first: other numbers would not help.
+    assert "was trained with data.environment_options" in fit(*options, "--data.num_envs", 4, cwd=finished, status=2)
     options = ("--data.num_envs", "4", "--ckpt_path", "last")
     assert "data.num_envs is 4, but the checkpoint holds 2 environments" in fit(*options, cwd=finished, status=2)
     assert contents(finished / RUN) == before
+
+
+def test_a_finished_run_says_how_it_goes_on(finished: Path) -> None:
+    run = finished / RUN
+    before = (run / "checkpoints" / "last.ckpt").read_bytes()
+    output = fit("--config", run / "config.yaml", "--ckpt_path", "last", cwd=finished)
+    assert "The run has all its 2 epochs: set a larger trainer.max_epochs to go on." in output
+    assert (run / "checkpoints" / "last.ckpt").read_bytes() == before
 
 
 def test_a_checkpoint_among_those_of_another_run_is_refused_and_nothing_is_changed(
