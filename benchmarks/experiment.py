@@ -1,8 +1,8 @@
-"""Runs lists of commands side by side, each on GPUs of its own, for a limited time.
+"""Runs lists of commands side by side on separate GPUs, for a limited time.
 
     python benchmarks/experiment.py benchmarks/experiments/real_segments.yaml --logs experiment
 
-The file says what is asked and what is expected, before anything is run:
+The file states the question and the prediction before anything runs:
 
     question: Does more exploration help at equal frames?
     prediction: + 0.3 at 360,000 frames

@@ -60,3 +60,8 @@ def test_an_unknown_run_or_entry_is_refused(tmp_path: Path) -> None:
     process = start(tmp_path, 1, {"a": ["true"]}, "--runs", "b")
     assert process.communicate(timeout=50)[1].endswith("experiment.yaml has no runs b\n")
     assert process.returncode == 1
+    path = tmp_path / "experiment.yaml"
+    path.write_text(yaml.safe_dump({"prediction": "!", "seconds": 1, "runs": {"a": ["true"]}}))
+    command = [sys.executable, str(SCRIPT), str(path), "--logs", str(tmp_path / "logs")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50)
+    assert done.stderr.endswith("has the entries prediction, question, runs, seconds, and no others\n")

@@ -89,8 +89,8 @@ def test_weights_that_do_not_fit_raise_with_the_keys_that_differ(own: dict[str, 
     theirs = CONTENT | {"configuration": {"model": {"dim": 2, "heads": 1}, "data": {"num_envs": 2}}}
     ours = {"model": {"dim": 3, "heads": 1}, "data": {"num_envs": 2}}
     message = (
-        "last.ckpt was made with another configuration (model.dim: 2 there, 3 here): use the config.yaml beside it or "
-        "of its run folder, or start a new run without it"
+        "last.ckpt was made with another configuration (model.dim: 2 there, 3 here): use the config.yaml next to it or "
+        "in its run folder, or start a new run without it"
     )
     with pytest.raises(UserError, match=re.escape(message)):
         check_weights(theirs, own, ours, Path("last.ckpt"))

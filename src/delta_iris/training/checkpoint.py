@@ -175,7 +175,7 @@ def _other_configuration(
     keys = list(_differences(checkpoint.get("configuration", {}), configuration))
     listed = "; ".join(keys[:5]) + (f"; and {len(keys) - 5} more" if len(keys) > 5 else "")
     return UserError(
-        f"{path} was made with another configuration ({listed or otherwise}): use the config.yaml beside it or of its "
+        f"{path} was made with another configuration ({listed or otherwise}): use the config.yaml next to it or in its "
         "run folder, or start a new run without it"
     )
 

@@ -274,7 +274,7 @@ class ReplayDataModule(L.LightningDataModule):
         return envs
 
     def on_exception(self, exception: BaseException) -> None:
-        """End the processes that read segments, which nothing else would after an error."""
+        """End the processes that read segments: after an error, a Trainer without the command calls no `teardown`."""
         self._close_loader()
 
     def _close_loader(self) -> None:
