@@ -10,7 +10,7 @@ The file states the question and the prediction before anything runs:
     runs:
       more: # one command after the other
         - delta-iris fit --config crafter_cnn.yaml --name more --model.actor_critic.entropy_coef 0.02
-        - delta-iris test --config lightning_logs/more/version_0/config.yaml --ckpt_path lightning_logs/more/version_0
+        - delta-iris test --config lightning_logs/more/version_0/config.yaml --ckpt_path last
 
 Commands that begin after that time run to their end. The GPUs are shared evenly among the runs. What a run prints goes
 to LOGS/<run>.log; the statuses of all commands are printed as JSON lines. Ctrl-C stops everything.

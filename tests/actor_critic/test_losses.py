@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 from torch.distributions import Categorical
 
-from delta_iris.actor_critic.losses import clipped_surrogate, policy_entropy, reinforce_objective, taken_log_probs
+from delta_iris.actor_critic.losses import (
+    clipped_surrogate,
+    mix_uniform,
+    policy_entropy,
+    reinforce_objective,
+    taken_log_probs,
+)
 
 CLIP_COEF = 0.2
 
@@ -22,6 +29,22 @@ def test_log_probabilities_and_entropy_equal_pytorchs() -> None:
     expected = Categorical(logits=log_policy)
     torch.testing.assert_close(taken_log_probs(log_policy, actions), expected.log_prob(actions))
     torch.testing.assert_close(policy_entropy(log_policy), expected.entropy())
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.05, 1.0])
+def test_an_epsilon_greedy_policy_takes_each_action_with_a_least_probability(epsilon: float) -> None:
+    log_policy, _ = log_policy_and_actions()
+    log_policy[0, 0] = torch.tensor([0.0, *[-200.0] * 4])  # too rare for float32
+    mixed = mix_uniform(log_policy, epsilon, num_actions=5).exp()
+    torch.testing.assert_close(mixed.sum(-1), torch.ones(4, 6))
+    torch.testing.assert_close(mixed, (1 - epsilon) * log_policy.exp() + epsilon / 5)
+    assert (mixed >= epsilon / 5 * (1 - 1e-6)).all()
+
+
+def test_without_random_actions_a_policy_is_itself() -> None:
+    """Also where a probability would be rounded to zero."""
+    log_probs = torch.tensor([-1.0, -200.0])
+    assert torch.equal(mix_uniform(log_probs, 0.0, num_actions=5), log_probs)
 
 
 def test_reinforce_gradient_is_the_advantage() -> None:

@@ -39,6 +39,7 @@ from tests.training.catch_helpers import (
 # Only the first epoch collects, because episodes in progress are lost at a resume.
 SCHEDULE = ModelFreeSchedule(CollectionSchedule(144, last_epoch=1), PhaseSchedule(steps=4, batch_size=6))
 MULTI_EPOCH: dict[str, Any] = {"update_epochs": 2, "num_minibatches": 3}
+ONE_BATCH = ModelFreeSchedule(CollectionSchedule(144, last_epoch=1), PhaseSchedule(steps=1, batch_size=24))
 
 
 class Recorder(PhaseCallback):
@@ -75,10 +76,11 @@ def train(
     checkpoint: Path | None = None,
     stop_after: int | None = None,
     schedule: ModelFreeSchedule = SCHEDULE,
+    actor_critic: dict[str, Any] | None = None,
     **options: Any,
 ) -> tuple[ModelFree, Recorder]:
     L.seed_everything(3, verbose=False)
-    recorder, system = Recorder(stop_after), make_model_free(schedule, **MULTI_EPOCH)
+    recorder, system = Recorder(stop_after), make_model_free(schedule, **actor_critic or {})
     trainer = make_trainer(
         folder,
         max_epochs=epochs,
@@ -104,8 +106,8 @@ def test_it_trains_and_runs_test_episodes(uninterrupted: tuple[ModelFree, Record
     system, recorder = uninterrupted
     assert len(recorder.losses) == 2 * 4
     schedule: Any = system.lr_schedulers()
-    assert schedule.last_epoch == 2 * 4 * 2 * 3
-    initial = make_model_free(SCHEDULE, **MULTI_EPOCH).state_dict()
+    assert schedule.last_epoch == 2 * 4
+    initial = make_model_free(SCHEDULE).state_dict()
     # The network and its target.
     for name in ("encoder.layers.0.weight", "lstm.weight_hh_l0", "actor.weight", "critic.weight"):
         for network in ("network", "target"):
@@ -128,12 +130,32 @@ def test_resume_within_a_phase_equals_never_stopping(
         assert torch.equal(system.state_dict()[name], value), name
 
 
+@pytest.mark.parametrize(("schedule", "actor_critic"), [(SCHEDULE, {}), (ONE_BATCH, MULTI_EPOCH)])
 def test_resume_at_the_end_of_an_epoch_equals_never_stopping(
-    tmp_path: Path, uninterrupted: tuple[ModelFree, Recorder]
+    tmp_path: Path, schedule: ModelFreeSchedule, actor_critic: dict[str, Any]
 ) -> None:
-    _, first = train(tmp_path, epochs=1)
-    _, second = train(tmp_path, checkpoint=tmp_path / "checkpoints" / "last.ckpt")
-    assert first.losses + second.losses == uninterrupted[1].losses
+    options: dict[str, Any] = {"schedule": schedule, "actor_critic": actor_critic}
+    _, expected = train(tmp_path / "expected", **options)
+    _, first = train(tmp_path, epochs=1, **options)
+    _, second = train(tmp_path, checkpoint=tmp_path / "checkpoints" / "last.ckpt", **options)
+    assert first.losses + second.losses == expected.losses
+
+
+def test_ppo_uses_the_batch_of_an_epoch_for_several_steps(tmp_path: Path) -> None:
+    system, recorder = train(tmp_path, schedule=ONE_BATCH, actor_critic=MULTI_EPOCH)
+    assert len(recorder.losses) == 2
+    schedule: Any = system.lr_schedulers()
+    assert schedule.last_epoch == 2 * 2 * 3
+
+
+@pytest.mark.parametrize("steps", [{"steps": 4}, {"steps": 1, "first_epoch_steps": 4}])
+def test_ppo_on_more_than_one_batch_is_refused(steps: dict[str, int]) -> None:
+    """After the first one, the policy is no longer the one that took the actions."""
+    schedule = ModelFreeSchedule(CollectionSchedule(72), PhaseSchedule(batch_size=6, **steps))
+    message = r"schedule\.actor_critic\.steps is 4.*to 1 and batch_size to 24, with micro_batch_size 6"
+    with pytest.raises(UserError, match=message):
+        make_model_free(schedule, **MULTI_EPOCH)
+    make_model_free(schedule)
 
 
 def test_a_phase_that_starts_later_first_trains_then(tmp_path: Path) -> None:
@@ -205,6 +227,15 @@ def test_segments_without_a_frame_to_bootstrap_from_are_left_out(segment: Segmen
     assert torch.equal(batch.rewards, segment.rewards[:, BURN_IN:-1])
 
 
+def test_ppo_compares_with_a_policy_that_explored(segment: SegmentBatch) -> None:
+    """Here it took random actions only."""
+    schedule = ModelFreeSchedule(CollectionSchedule(144, epsilon=1.0), ONE_BATCH.actor_critic)
+    system = make_model_free(schedule, **MULTI_EPOCH)
+    torch.nn.init.normal_(system.actor_critic.network.actor.weight)
+    log_probs = system.phases[0].prepare(segment).log_probs
+    torch.testing.assert_close(log_probs, torch.full_like(log_probs, 1 / ACTIONS).log())
+
+
 @pytest.mark.parametrize("options", [{}, MULTI_EPOCH])
 def test_padding_changes_neither_loss_nor_gradient(segment: SegmentBatch, options: dict[str, Any]) -> None:
     generator = torch.Generator().manual_seed(1)
@@ -219,7 +250,7 @@ def test_padding_changes_neither_loss_nor_gradient(segment: SegmentBatch, option
     )
     results: list[list[Tensor]] = []
     for each in (segment, scrambled):
-        system = make_model_free(**options)
+        system = make_model_free(ONE_BATCH, **options)
         for network in (system.actor_critic.network, system.actor_critic.target):
             torch.manual_seed(2)
             for head in (network.actor, network.critic):
@@ -245,7 +276,7 @@ def test_invalid_arguments_raise() -> None:
     key = re.escape("model.init_args.actor_critic.init_args.horizon is 0")
     with pytest.raises(UserError, match=key):
         make_model_free(horizon=0)
-    schedule = ModelFreeSchedule(CollectionSchedule(72), PhaseSchedule(batch_size=8))
+    schedule = ModelFreeSchedule(CollectionSchedule(72), PhaseSchedule(steps=1, batch_size=8))
     with pytest.raises(UserError, match=r"schedule\.actor_critic\.batch_size is 8: make it a multiple of 3"):
         check_configuration(make_model_free(schedule, **MULTI_EPOCH), make_catch_data(), 1)
     check_configuration(make_model_free(schedule, **MULTI_EPOCH), make_catch_data(), 1, "test")  # trains on no batch

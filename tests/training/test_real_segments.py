@@ -26,6 +26,7 @@ from tests.helpers import ACTIONS, SIZE, make_actor_critic, make_frame_tokenizer
 from tests.training.catch_helpers import EPISODE_LENGTH, make_catch_data, make_trainer
 
 RECENT = 100
+PPO: dict[str, Any] = {"update_epochs": 2, "num_minibatches": 3}
 TOKENIZERS = [make_tokenizer, make_frame_tokenizer]
 
 
@@ -36,7 +37,7 @@ def make_system(
     return helpers.make_system(
         make(),
         actor_critic=make_actor_critic(**actor_critic),
-        schedule=helpers.make_schedule(CollectionSchedule(RECENT), schedule or PhaseSchedule(steps=2, batch_size=6)),
+        schedule=helpers.make_schedule(CollectionSchedule(RECENT), schedule or PhaseSchedule(steps=1, batch_size=6)),
     )
 
 
@@ -90,7 +91,7 @@ def test_its_segments_are_those_of_the_frames_collected_last() -> None:
 
 
 @pytest.mark.parametrize("make", TOKENIZERS)
-@pytest.mark.parametrize("options", [{}, {"update_epochs": 2, "num_minibatches": 3}])
+@pytest.mark.parametrize("options", [{}, PPO])
 def test_it_trains_the_actor_critic_and_leaves_the_world_model(
     make: Callable[..., Tokenizer], options: dict[str, Any]
 ) -> None:
@@ -120,6 +121,66 @@ def test_the_actor_critic_sees_real_frames_as_it_does_when_it_acts(make: Callabl
     assert torch.equal(batch.inputs, perceived[:, burn_in:-1])
     is_real = torch.allclose(batch.inputs, to_float(segment.frames)[:, burn_in:-1])
     assert is_real == (make is make_tokenizer)
+
+
+def policy_of(phase: RealSegmentPhase, segment: SegmentBatch) -> Tensor:
+    """Log-probabilities of all actions (B, H, A), step by step as the agent acts."""
+    actor_critic, burn_in = phase.actor_critic, phase.actor_critic.burn_in
+    frames = to_float(segment.frames)
+    memory = actor_critic.warm_up(frames[:, :burn_in], segment.mask[:, :burn_in])
+    logits = []
+    for t in range(burn_in, burn_in + actor_critic.horizon):
+        each, _, memory = actor_critic.evaluate(frames[:, t], memory)
+        logits.append(each)
+    return F.log_softmax(torch.stack(logits, dim=1), dim=-1)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.1])
+def test_ppo_compares_with_the_policy_that_acted(epsilon: float) -> None:
+    """It took a random action with probability ε."""
+    collection = CollectionSchedule(RECENT, epsilon=epsilon)
+    schedule = helpers.make_schedule(collection, PhaseSchedule(steps=1, batch_size=6))
+    system = helpers.make_system(actor_critic=make_actor_critic(**PPO), schedule=schedule)
+    torch.nn.init.normal_(system.actor_critic.network.actor.weight)
+    phase = phase_of(system)
+    segment = draw(phase)
+    batch = phase.prepare(segment)
+    taken = policy_of(phase, segment).exp().gather(-1, batch.actions.unsqueeze(-1)).squeeze(-1)
+    expected = ((1 - epsilon) * taken + epsilon / ACTIONS).log()
+    # Step by step and as a sequence, the LSTM's sums are rounded differently.
+    torch.testing.assert_close(batch.log_probs, expected, rtol=1e-4, atol=1e-5)
+    assert expected.std() > 0.1
+
+
+@pytest.mark.parametrize(("epsilon", "moves"), [(0.0, True), (0.1, False)])
+def test_actions_that_only_exploration_takes_are_not_made_rarer(epsilon: float, moves: bool) -> None:
+    """Taken for the policy's own, each batch would make them rarer, without end."""
+    collection = CollectionSchedule(RECENT, epsilon=epsilon)
+    schedule = helpers.make_schedule(collection, PhaseSchedule(steps=1, batch_size=6))
+    system = helpers.make_system(actor_critic=make_actor_critic(**PPO, entropy_coef=0.0), schedule=schedule)
+    actor, phase = system.actor_critic.network.actor, phase_of(system)
+    with torch.no_grad():
+        actor.bias[0] = 10.0  # the policy takes this action, nearly always
+    segment = draw(phase)
+    segment = segment._replace(terminated=torch.zeros_like(segment.terminated))
+    segment.actions.zero_()
+    segment.actions[:3] = 1
+    batch = phase.prepare(segment)
+    advantages = torch.where(batch.actions == 1, -1.0, 1.0)
+    phase.loss(batch._replace(advantages=advantages), None).loss.backward()
+    assert actor.bias.grad is not None
+    assert bool(actor.bias.grad[1].abs() > 1e-2) == moves
+
+
+def test_a_batch_in_parts_equals_the_whole() -> None:
+    phases = [
+        phase_of(make_system(schedule=PhaseSchedule(steps=1, batch_size=6, micro_batch_size=size), **PPO))
+        for size in (None, 4)
+    ]
+    whole, parts = (phase.prepare(draw(phase)) for phase in phases)
+    for expected, value in zip(whole, parts, strict=True):
+        # Other batch sizes sum in another order.
+        torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_it_learns_which_action_is_rewarded() -> None:
@@ -177,3 +238,5 @@ def test_messages_name_the_keys() -> None:
     schedule = helpers.make_schedule(CollectionSchedule(0, first_epoch_frames=100), PhaseSchedule(steps=1))
     with pytest.raises(UserError, match=r"schedule\.real_segments trains on .* set it, or real_segments\.steps to 0"):
         helpers.make_system(schedule=schedule)
+    with pytest.raises(UserError, match=r"schedule\.real_segments\.steps is 2.*set steps .* to 1 and batch_size to 12"):
+        make_system(schedule=PhaseSchedule(steps=2, batch_size=6), **PPO)

@@ -40,8 +40,8 @@ class ActorCriticBatch(NamedTuple):
         alive: (B, H) bool, false after the first end.
         returns: (B, H) float32, λ-returns.
         advantages: (B, H) float32, λ-returns minus the target network's values.
-        log_probs: (B, H) float32, log-probabilities of the actions under the policy before its first update on this
-            batch; (B, 0) if there is one update only, which does not need them.
+        log_probs: (B, H) float32, log-probabilities of the actions under the policy that took them, which is the one
+            before the first update on this batch; (B, 0) if there is one update only, which does not need them.
     """
 
     inputs: Tensor

@@ -5,12 +5,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["clipped_surrogate", "policy_entropy", "reinforce_objective", "taken_log_probs"]
+__all__ = ["clipped_surrogate", "mix_uniform", "policy_entropy", "reinforce_objective", "taken_log_probs"]
 
 
 def taken_log_probs(log_policy: Tensor, actions: Tensor) -> Tensor:
     """Log-probabilities of the actions taken: (B, H, A) and (B, H) → (B, H)."""
     return log_policy.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+
+
+def mix_uniform(log_probs: Tensor, epsilon: float, num_actions: int) -> Tensor:
+    """Log-probabilities of actions under an ε-greedy policy, from those under the policy itself.
+
+    Args:
+        log_probs: any shape.
+        epsilon: ε, the probability of a uniformly random action.
+        num_actions: number of actions A.
+
+    Returns:
+        log((1 − ε) p + ε / A), of the same shape.
+    """
+    return torch.log((1 - epsilon) * log_probs.exp() + epsilon / num_actions) if epsilon else log_probs
 
 
 def policy_entropy(log_policy: Tensor) -> Tensor:
@@ -30,7 +44,7 @@ def clipped_surrogate(
 
     Args:
         log_probs: (B, H) of the actions taken, under the present policy.
-        old_log_probs: (B, H) likewise, under the policy that the advantages were computed for.
+        old_log_probs: (B, H) likewise, under the policy that took them.
         advantages: (B, H), normalized.
         clip_coef: how far the ratio of probabilities may move from 1 before its gradient vanishes.
 

@@ -12,7 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from delta_iris.actor_critic.batch import ActorCriticBatch, Rollout
-from delta_iris.actor_critic.losses import clipped_surrogate, policy_entropy, reinforce_objective, taken_log_probs
+from delta_iris.actor_critic.losses import (
+    clipped_surrogate,
+    mix_uniform,
+    policy_entropy,
+    reinforce_objective,
+    taken_log_probs,
+)
 from delta_iris.actor_critic.network import ActorCriticNetwork, Memory
 from delta_iris.actor_critic.returns import alive_mask, lambda_returns
 from delta_iris.nn.cnn import CNNConfig
@@ -155,10 +161,14 @@ class ActorCritic(L.LightningModule):
         return logits[:, 0], self.value_codec.mean(value_logits)[:, 0], memory
 
     @torch.no_grad()
-    def compute_targets(self, rollout: Rollout) -> ActorCriticBatch:
+    def compute_targets(self, rollout: Rollout, epsilon: float = 0.0) -> ActorCriticBatch:
         """Compute λ-returns and advantages with the target network.
 
         The observations carry no gradient, so actor and critic are evaluated over the whole sequence at once.
+
+        Args:
+            rollout: B trajectories, acted by the present policy.
+            epsilon: probability with which its actions were replaced by uniformly random ones.
         """
         warm_up, inputs = rollout.inputs[:, : self.burn_in], rollout.inputs[:, self.burn_in :]
         _, value_logits, _ = self.target(inputs, self.target.burn_in(warm_up, rollout.burn_in_mask))
@@ -171,7 +181,10 @@ class ActorCritic(L.LightningModule):
         if self.is_multi_epoch:
             hidden, _ = self.network.remember(acted_on, memory)
             with full_precision(inputs.device):
-                log_probs = taken_log_probs(F.log_softmax(self.network.action_logits(hidden), dim=-1), rollout.actions)
+                log_policy = F.log_softmax(self.network.action_logits(hidden), dim=-1)
+                log_probs = mix_uniform(
+                    taken_log_probs(log_policy, rollout.actions), epsilon, num_actions=log_policy.shape[-1]
+                )
         return ActorCriticBatch(
             acted_on,
             memory[0][0],

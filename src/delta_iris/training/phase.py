@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
@@ -15,7 +15,9 @@ from delta_iris.data.segment import SegmentBatch
 from delta_iris.nn.loss import LossOutput
 from delta_iris.training.schedule import PhaseSchedule
 
-__all__ = ["COLLECT", "TEST_EPISODES", "Activity", "Phase", "Sampling", "split_batch"]
+__all__ = ["COLLECT", "TEST_EPISODES", "Activity", "Phase", "Sampling", "join_batches", "split_batch"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -156,3 +158,8 @@ def split_batch(batch: Any, size: int | None) -> list[Any]:
     length = len(tree_leaves(batch)[0])
     size = size or length
     return [tree_map(lambda x, i=i: x[i : i + size], batch) for i in range(0, length, size)]
+
+
+def join_batches(parts: list[T]) -> T:
+    """Put the parts of a batch together again; the inverse of `split_batch`."""
+    return parts[0] if len(parts) == 1 else tree_map(lambda *fields: torch.cat(fields), *parts)

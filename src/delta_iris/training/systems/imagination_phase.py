@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map
 
 from delta_iris.acceleration.inference_copy import InferenceCopy
 from delta_iris.actor_critic.batch import ActorCriticBatch
 from delta_iris.actor_critic.module import ActorCritic
 from delta_iris.data.segment import SegmentBatch
 from delta_iris.imagination.rollout import ImaginedEnv, rollout
-from delta_iris.training.phase import Sampling, split_batch
+from delta_iris.training.phase import Sampling, join_batches, split_batch
 from delta_iris.training.schedule import PhaseSchedule
 from delta_iris.training.systems.actor_critic_phase import ActorCriticPhase
 from delta_iris.world_models.base import WorldModel
@@ -80,4 +79,4 @@ class ImaginationPhase(ActorCriticPhase):
         imagined = rollout(ImaginedEnv(self._world_model), self.actor_critic, segment)
         parts = split_batch(imagined, self.schedule.micro_batch_size)
         batches = [self.actor_critic.compute_targets(part) for part in parts]
-        return tree_map(lambda *fields: torch.cat(fields), *batches) if len(batches) > 1 else batches[0]
+        return join_batches(batches)

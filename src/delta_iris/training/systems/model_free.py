@@ -42,7 +42,7 @@ class ModelFree(Learner):
             infinite; more of them end the run.
 
     Raises:
-        UserError: if arguments do not fit together; it names the configuration key.
+        UserError: if arguments do not fit together; it names the configuration key. See also `RealSegmentPhase`.
     """
 
     def __init__(
@@ -61,7 +61,8 @@ class ModelFree(Learner):
         self.world_model = None
         self.context = self.actor_critic.burn_in + 1
         self.segment_length = self.context + self.actor_critic.horizon
-        self.phases = [RealSegmentPhase(self.actor_critic, recent_frames, schedule.actor_critic)]
+        epsilon = schedule.collection.epsilon
+        self.phases = [RealSegmentPhase(self.actor_critic, recent_frames, epsilon, schedule.actor_critic)]
 
     def make_policy(self, graph_pool: Any = None) -> Policy:
         """See `Learner.make_policy`."""

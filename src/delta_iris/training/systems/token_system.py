@@ -175,7 +175,13 @@ class TokenSystem(Learner):
             )
         return [
             RealSegmentPhase(
-                self.actor_critic, frames, schedule.real_segments, self.perceive, "real_segments", "real segments"
+                self.actor_critic,
+                frames,
+                schedule.collection.epsilon,
+                schedule.real_segments,
+                self.perceive,
+                "real_segments",
+                "real segments",
             )
         ]
 
