@@ -20,7 +20,7 @@ from delta_iris.commands.config_files import (
 )
 from delta_iris.errors import UserError
 from delta_iris.legacy import upgrade_configuration
-from tests.commands.config_helpers import CONFIGS, ROOT, TINY
+from tests.commands.config_helpers import CONFIGS, ROOT, TINY, parse_fit, stack
 
 # A key is always a group or always a value, as in a configuration.
 VALUES = st.dictionaries(st.sampled_from(["a", "b"]), st.integers(0, 3), max_size=2)
@@ -207,6 +207,27 @@ def test_an_option_may_not_set_a_key_that_is_taken_from_another(key: str, short:
 def test_an_option_without_a_file_gives_the_shipped_names() -> None:
     with pytest.raises(UserError, match=r"crafter\.yaml"):
         prepare_arguments(["fit", "--config"])
+
+
+@pytest.mark.parametrize("equals", [False, True])
+@pytest.mark.parametrize(
+    ("option", "path"),
+    [
+        ("--model.schedule.collection.last_epoch", "schedule.collection.last_epoch"),
+        ("--model.init_args.schedule.collection.last_epoch", "schedule.collection.last_epoch"),
+        ("--model.imagination_recent_frames", "imagination_recent_frames"),
+        ("--model.tokenizer.optimizer.lr_decay_steps", "tokenizer.init_args.optimizer.lr_decay_steps"),
+    ],
+)
+def test_an_option_may_set_a_key_to_null(option: str, path: str, equals: bool) -> None:
+    null = [f"{option}=null"] if equals else [option, "null"]
+    stacked = ["--data.num_envs", "2", *stack("crafter_cnn.yaml", "short.yaml"), *null, "--model.segment_length=30"]
+    values = parse_fit(*stacked)
+    model: Any = values["model"]["init_args"]
+    assert (values["data"]["num_envs"], model["segment_length"]) == (2, 30)
+    for key in path.split("."):
+        model = model[key]
+    assert model is None
 
 
 def test_arguments_of_a_class_below_may_be_given_as_on_the_command_line() -> None:

@@ -88,4 +88,4 @@ def test_weights_of_another_size_are_refused_by_the_key(tmp_path: Path) -> None:
     assert str(source) in message
     assert "lstm_size" in message
     assert not (tmp_path / RUN).exists()
-    assert "there is no checkpoint nowhere" in fit("--init_from", "nowhere", cwd=tmp_path, status=2)
+    assert "there is no exported agent or checkpoint nowhere" in fit("--init_from", "nowhere", cwd=tmp_path, status=2)

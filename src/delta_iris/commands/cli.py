@@ -220,6 +220,8 @@ class DeltaIrisCLI(LightningCLI):
             self._checkpoint = load_checkpoint(checkpoint)
         elif config.init_from is not None and self.subcommand == "fit":
             initial = Path(config.init_from)
+            if not initial.exists():
+                raise UserError(f"--init_from: there is no exported agent or checkpoint {initial}")
             self._initial = load_exported(initial) if is_exported(initial) else load_checkpoint(initial), initial
         if self.subcommand != "fit":
             trainer.logger = False

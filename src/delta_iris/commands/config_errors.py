@@ -11,12 +11,11 @@ from typing import Any
 
 import lightning as L
 
+from delta_iris.commands.config_files import NO_MODEL
+from delta_iris.commands.key_suggestions import explain_unknown_key
 from delta_iris.errors import UserError
 
-__all__ = ["NO_MODEL", "explain_instantiation_error", "parser_errors", "root_cause", "shorten_parser_message"]
-
-
-NO_MODEL = "no configuration says what to train (model.class_path): name one first, such as --config crafter_cnn.yaml"
+__all__ = ["explain_instantiation_error", "parser_errors", "root_cause", "shorten_parser_message"]
 
 
 def explain_instantiation_error(error: BaseException, config: Mapping[str, Any]) -> UserError | None:
@@ -65,6 +64,15 @@ def root_cause(error: BaseException) -> BaseException:
     return list(_causes(error))[-1]
 
 
+UNKNOWN_KEYS = (
+    r"Option '([\w.]+)' is not accepted",
+    r"Group '([\w.]+)' does not accept (?:nested )?(?:option|key) '([\w.]+)'",
+    r"nrecognized arguments: --([\w.]+)",
+    r"Subcommand '\w+' does not accept option '([\w.]+)'",
+)
+"""Of messages about a key that is not known below the keys that the message names."""
+
+
 def shorten_parser_message(message: str) -> str:
     """Reduce jsonargparse's message about the arguments to one line.
 
@@ -72,17 +80,14 @@ def shorten_parser_message(message: str) -> str:
         message: of several lines, which list why each type that would be possible does not fit.
     """
     keys = list(dict.fromkeys(re.findall(r"Parser key \"([\w.]+)\"", message)))
-    path, advice = ".".join(keys), "see --print_config for those that it has"
+    path = ".".join(keys)
     if foreign := re.search(r"Importing '((\w+)[\w.]*)' is not allowed", message):
         return f"{path} names {foreign.group(1)}, which is not trusted: if you trust it, add --trust {foreign.group(2)}"
     if re.search(r"arguments are required: (?:\w+\.)?model\b", message):
         return NO_MODEL
-    if unknown := re.search(r"Option '([\w.]+)' is not accepted", message):
-        return f"{path} has no key {unknown.group(1)!r}: {advice}"
-    if group := re.search(r"Group '([\w.]+)' does not accept (?:nested )?(?:option|key) '([\w.]+)'", message):
-        return f"{'.'.join([*keys, group.group(1)])} has no key {group.group(2)!r}: {advice}"
-    if option := re.search(r"nrecognized arguments: --([\w.]+)\.(\w+)", message):
-        return f"{option.group(1)} has no key {option.group(2)!r}: {advice}"
+    for unknown in UNKNOWN_KEYS:
+        if found := re.search(unknown, message):
+            return explain_unknown_key(".".join([*keys, *found.groups()]))
     wrong = re.search(r"Expected an? <class '(?:\w+\.)*(?!NoneType)(\w+)'>", message)
     value = re.search(r"Got value: (.+?)(?:\. Got value|\n|$)", message)
     if path and wrong:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from delta_iris.commands.config_errors import NO_MODEL
 from delta_iris.commands.trust import check_file, trusted_packages
 from delta_iris.errors import UserError
 from delta_iris.files import read_text
@@ -17,7 +17,9 @@ from delta_iris.legacy import is_legacy_configuration, upgrade_configuration
 from delta_iris.trust import enforce_trust
 from delta_iris.yaml_files import parse_yaml
 
-__all__ = ["LINKED", "find_config", "load_config", "merge_configs", "prepare_arguments", "shipped_configs"]
+__all__ = ["LINKED", "NO_MODEL", "find_config", "load_config", "merge_configs", "prepare_arguments", "shipped_configs"]
+
+NO_MODEL = "no configuration says what to train (model.class_path): name one first, such as --config crafter_cnn.yaml"
 
 LINKED = {
     "model.init_args.frame_size": "data.frame_size",
@@ -153,10 +155,42 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
         merged = merge_configs(merged, content)
     if position is None:
         return rest
+    (before, nulls_before), (after, nulls_after) = _split_nulls(rest[:position]), _split_nulls(rest[position:])
+    merged = merge_configs(merged, merge_configs(nulls_before, nulls_after))
     chosen = any(argument.partition("=")[0] in ("--model", "--model.class_path") for argument in rest)
     if "class_path" not in (merged.get("model") or {"class_path": None}) and not chosen:
         raise UserError(NO_MODEL)
-    return [*rest[:position], "--config", yaml.safe_dump(merged, sort_keys=False), *rest[position:]]
+    return [*before, "--config", yaml.safe_dump(merged, sort_keys=False), *after]
+
+
+def _split_nulls(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Take the options that set a key of the model to null out of a command line.
+
+    As options, jsonargparse (4.53) passes them on to nested groups as the word "None".
+
+    Args:
+        arguments: of the command line, without `--config`.
+
+    Returns:
+        the other arguments, and the configuration that these options amount to.
+    """
+    others: list[str] = []
+    nulls: dict[str, Any] = {}
+    iterator = iter(arguments)
+    for argument in iterator:
+        option, equals, value = argument.partition("=")
+        if not option.startswith("--model."):
+            others.append(argument)
+            continue
+        given = [argument] if equals else [argument, *islice(iterator, 1)]
+        if (value if equals else given[-1]) != "null":
+            others += given
+            continue
+        content: Any = None
+        for key in reversed(option.removeprefix("--").split(".")):
+            content = {key: content}
+        nulls = merge_configs(nulls, content)
+    return others, nulls
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -8,9 +8,11 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from importlib.metadata import version
 from typing import NoReturn
 
 from delta_iris.commands.cli import run_trainer
+from delta_iris.commands.key_suggestions import did_you_mean
 from delta_iris.commands.tools import TOOLS, run_tool
 from delta_iris.data.disk import is_disk_full
 from delta_iris.distributed import is_lost_connection
@@ -34,7 +36,11 @@ def main(args: list[str] | None = None) -> None:
         try:
             process_scratch()
             given = sys.argv[1:] if args is None else args
-            if given and given[0] in TOOLS:
+            _check_command(given)
+            if given[0] == "--version":
+                print(f"delta-iris {version('delta-iris')}")
+                status = 0
+            elif given[0] in TOOLS:
                 run_tool(given[0], given[1:])
                 status = 0
             else:
@@ -77,6 +83,16 @@ def main(args: list[str] | None = None) -> None:
             )
     if status:
         raise SystemExit(status)
+
+
+def _check_command(given: list[str]) -> None:
+    """Refuse what is no command, with all commands; Lightning's message would list those that train only."""
+    commands = ("fit", "validate", "test", *TOOLS)
+    if not given:
+        raise UserError(f"name a command: {', '.join(commands)}; see --help")
+    if given[0] not in commands and not given[0].startswith("-"):
+        hint = did_you_mean(given[0], commands)
+        raise UserError(f"there is no command {given[0]!r}{hint or ': choose one of ' + ', '.join(commands)}")
 
 
 def _report_thread(arguments: threading.ExceptHookArgs) -> None:

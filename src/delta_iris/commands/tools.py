@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from importlib import import_module
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
@@ -10,6 +11,7 @@ from docstring_parser import parse as parse_docstring
 from jsonargparse import ActionYesNo, ArgumentParser
 
 from delta_iris.commands.config_errors import shorten_parser_message
+from delta_iris.commands.key_suggestions import did_you_mean
 from delta_iris.errors import UserError
 
 __all__ = ["TOOLS", "run_tool", "tool_parser"]
@@ -26,6 +28,9 @@ TOOLS = {
 
 class _Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if unknown := re.search(r"nrecognized arguments: (--[\w-]+)", message):
+            hint = did_you_mean(unknown[1], self._option_string_actions)
+            raise UserError(f"there is no option {unknown[1]}{hint or ': see --help for those that there are'}") from ex
         raise UserError(shorten_parser_message(message)) from ex
 
 
