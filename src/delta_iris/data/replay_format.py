@@ -240,7 +240,7 @@ def read_metadata(folder: Path) -> tuple[int, tuple[int, int, int]]:
             text = file.read(_METADATA_BYTES)
     except FileNotFoundError:
         raise UserError(
-            f"{folder} holds no replay: to resume a run, its run folder with checkpoint and replay must be complete"
+            f"{folder} holds no replay: name a run folder or a replay in it; to resume a run, its folder must be whole"
         ) from None
     try:
         content = json.loads(text)

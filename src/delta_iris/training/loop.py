@@ -388,7 +388,9 @@ class CollectTrainLoop(FitLoopBase):
         self.interrupted_checkpoint = RunFolder.of(self.trainer).interrupted
         self.trainer.save_checkpoint(self.interrupted_checkpoint, weights_only=False)
         rank_zero_info(f"\nStopped in epoch {self.trainer.current_epoch + 1}. Resume with:")
-        rank_zero_info(f"  --ckpt_path {self.interrupted_checkpoint}")
+        config = RunFolder.of(self.trainer).path / "config.yaml"
+        command = f"delta-iris fit --config {config} " if config.exists() else ""  # only the command line writes it
+        rank_zero_info(f"  {command}--ckpt_path {self.interrupted_checkpoint}")
         if self.stop_signal not in (None, signal.SIGINT, signal.SIGTERM) and self.trainer.is_global_zero:
             requeue()
 

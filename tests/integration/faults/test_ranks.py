@@ -107,7 +107,7 @@ def test_a_signal_to_one_process_stops_all_and_the_run_resumes(tmp_path: Path, w
     status = 128 + signal.SIGTERM
     output = fit(*whole.options, *strike("tokenizer", 1, 1, "SIGTERM", whole.ranks - 1), cwd=tmp_path, status=status)
     resume = ("--ckpt_path", RUN / "checkpoints" / "interrupted.ckpt")
-    assert f"Resume with:\n  {' '.join(map(str, resume))}" in output
+    assert f"Resume with:\n  delta-iris fit --config {RUN}/config.yaml {' '.join(map(str, resume))}\n" in output
     fit(*whole.options, *resume, cwd=tmp_path)
     assert_equal_runs(tmp_path / RUN, whole.path)
 

@@ -56,7 +56,7 @@ def test_a_stopped_run_ends_as_one_that_was_never_stopped(
     run = tmp_path / RUN
     if not killed:
         resume = ["--ckpt_path", str(RUN / "checkpoints" / "interrupted.ckpt")]
-        assert f"Resume with:\n  {' '.join(resume)}" in output
+        assert f"Resume with:\n  delta-iris fit --config {RUN}/config.yaml {' '.join(resume)}\n" in output
     elif list((run / "checkpoints").glob("*.ckpt")):
         resume = ["--ckpt_path", "last"]
     else:
