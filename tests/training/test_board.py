@@ -33,14 +33,22 @@ class StopInPhase(PhaseCallback):
         trainer.fit_loop.request_stop(None)  # type: ignore[attr-defined]
 
 
-def train(folder: Path, epochs: int, checkpoint: Path | None = None, stop: bool = False) -> Path:
+def train(
+    folder: Path,
+    epochs: int,
+    checkpoint: Path | None = None,
+    stop: bool = False,
+    collection: CollectionSchedule | None = None,
+    start_epoch: int = 0,
+) -> Path:
     """Train on Catch; returns the checkpoint of the end, or of where it was stopped."""
     saving = ModelCheckpoint(folder / "checkpoints", save_last=True, save_on_train_epoch_end=True)
     callbacks = [EpisodeStatistics(), Throughput(), BoardOverview(), saving, *([StopInPhase()] if stop else [])]
     logger = TensorBoardLogger(str(folder), name="", version="")
     trainer = make_trainer(folder, max_epochs=epochs, logger=logger, log_every_n_steps=2, callbacks=callbacks)
     install_loops(trainer)
-    system = make_model_free(ModelFreeSchedule(CollectionSchedule(72), PhaseSchedule(steps=4, batch_size=6)))
+    phase = PhaseSchedule(steps=4, batch_size=6, start_epoch=start_epoch)
+    system = make_model_free(ModelFreeSchedule(collection or CollectionSchedule(72), phase))
     system.configuration = {"model": {"init_args": {"gamma": 0.9, "sizes": [1, 2]}}, "data": {"name": None}}
     trainer.fit(system, make_catch_data(), ckpt_path=checkpoint, weights_only=True)
     return folder / "checkpoints" / ("interrupted.ckpt" if stop else "last.ckpt")
@@ -62,6 +70,15 @@ def test_layout_and_row_are_written_once_in_a_run_and_its_resume(tmp_path: Path,
     both = Counter(value.tag for value in summaries(tmp_path))
     assert (both[LAYOUT], both[EXPERIMENT], both[START]) == (1, 1, 1)
     assert both[END] == first[END] + 1
+
+
+def test_layout_and_row_are_written_where_nothing_is_collected_or_trained_at_first(tmp_path: Path) -> None:
+    """The first activity are test episodes then."""
+    checkpoint = None
+    for epochs in (1, 3):
+        checkpoint = train(tmp_path, epochs, checkpoint, collection=CollectionSchedule(72, 0), start_epoch=1)
+        tags = Counter(value.tag for value in summaries(tmp_path))
+        assert (tags[LAYOUT], tags[EXPERIMENT], tags[START]) == (1, 1, 1)
 
 
 def test_the_layout_shows_what_the_system_logs(tmp_path: Path) -> None:

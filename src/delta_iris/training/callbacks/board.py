@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
 from delta_iris.training.callbacks.phases import CollectionResult, PhaseCallback, PhaseResult
-from delta_iris.training.phase import COLLECT, Activity
+from delta_iris.training.phase import Activity
 from delta_iris.yaml_files import flatten
 
 __all__ = ["BoardOverview", "board_layout", "flat_hyperparameters"]
@@ -24,18 +24,29 @@ class BoardOverview(PhaseCallback):
     """Writes the layout of TensorBoard's Custom Scalars tab, and the run's row of its HParams tab.
 
     Both are written once in a run, when its first activity has ended: logs are kept from there on, so that a resumed
-    run has them already. The HParams tab takes its returns from the logged curves, which makes them those of the end.
-    That the run has ended is written at its end, and is cut back with all that follows the last checkpoint if the run
-    is resumed for more epochs.
+    run has them already, and checkpoints note it. The HParams tab takes its returns from the logged curves, which makes
+    them those of the end. That the run has ended is written at its end, and is cut back with all that follows the last
+    checkpoint if the run is resumed for more epochs.
     """
+
+    def __init__(self) -> None:
+        self._written = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whether both are written."""
+        return {"written": self._written}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with what `state_dict` returned."""
+        self._written = state_dict["written"]
 
     def on_phase_end(
         self, trainer: L.Trainer, module: Any, activity: Activity, result: CollectionResult | PhaseResult
     ) -> None:
         """Write both after the first activity."""
-        first = COLLECT if module.schedule.collection.frames_in(0) > 0 else module.phases[0].activity
-        if trainer.state.fn != "fit" or trainer.current_epoch > 0 or activity is not first:
+        if trainer.state.fn != "fit" or self._written:
             return
+        self._written = True
         episodes = result.episodes if isinstance(result, CollectionResult) else []
         # Where no episode has ended yet, there may be achievements.
         achievements = not episodes or any(episode.achievements is not None for episode in episodes)

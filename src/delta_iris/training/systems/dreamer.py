@@ -137,7 +137,6 @@ class Dreamer(Learner):
         if epochs > 0:
             frames = self.schedule.collection.frames_until(epochs)
             trained = self.phases[0].schedule.segments_until(epochs) * self.segment_length
-            lines[f"{epochs} epochs"] = (
-                f"{frames:,} frames collected, {trained:,} trained on: train ratio {trained / max(1, frames):.1f}"
-            )
+            ratio = f": train ratio {trained / frames:.1f}" if frames else ""
+            lines[f"{epochs} epochs"] = f"{frames:,} frames collected, {trained:,} trained on{ratio}"
         return lines

@@ -212,8 +212,6 @@ class TokenSystem(Learner):
         }
         if epochs > 0:
             frames, imagined = self.schedule.collection.frames_until(epochs), self.imagined_until(epochs)
-            lines[f"{epochs} epochs"] = (
-                f"{frames:,} frames collected, {imagined:,} imagined: imagined-to-collected ratio "
-                f"{imagined / max(1, frames):.1f}"
-            )
+            ratio = f": imagined-to-collected ratio {imagined / frames:.1f}" if frames else ""
+            lines[f"{epochs} epochs"] = f"{frames:,} frames collected, {imagined:,} imagined{ratio}"
         return lines
