@@ -62,11 +62,11 @@ def instantiation_error(*arguments: object) -> str:
 )
 def test_an_unknown_option_is_named_with_its_group(group: str, named: str) -> None:
     message = parser_error(f"--{group}.nosuch=3")
-    assert f"{named} has no key 'nosuch': see --print_config for those that it has" in message
+    assert f"{named} has no key 'nosuch': see --print_config for all keys" in message
 
 
 def test_an_unknown_option_without_a_group_is_named() -> None:
-    assert parser_error("--nosuch=3") == "there is no key 'nosuch': see --print_config for those that it has"
+    assert parser_error("--nosuch=3") == "there is no key 'nosuch': see --print_config for all keys"
 
 
 @pytest.mark.parametrize(

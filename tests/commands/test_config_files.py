@@ -230,6 +230,17 @@ def test_an_option_may_set_a_key_to_null(option: str, path: str, equals: bool) -
     assert model is None
 
 
+@pytest.mark.parametrize(("first", "second", "value"), [("5", "null", None), ("null", "5", 5)])
+def test_the_later_option_wins_over_null_and_null_over_the_earlier(first: str, second: str, value: object) -> None:
+    options = [
+        "--model.schedule.collection.last_epoch",
+        first,
+        f"--model.init_args.schedule.collection.last_epoch={second}",
+    ]
+    values = parse_fit(*stack("crafter_cnn.yaml"), *options)
+    assert values["model"]["init_args"]["schedule"]["collection"]["last_epoch"] == value
+
+
 def test_arguments_of_a_class_below_may_be_given_as_on_the_command_line() -> None:
     below = {"model": {"class_path": "a.B", "init_args": {"tokenizer": {"class_path": "c.D", "init_args": {"dim": 1}}}}}
     merged = merge_configs(below, {"model": {"tokenizer": {"dim": 2}, "length": 3}})

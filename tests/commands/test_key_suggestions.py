@@ -28,12 +28,17 @@ from delta_iris.commands.main import main
         ("model.schedule.tokenizer.step", "model.schedule.tokenizer has no key 'step': did you mean 'steps'?"),
         ("model.init_args.actor_critic.init_args.gama", "model.actor_critic has no key 'gama': did you mean 'gamma'?"),
         ("modle.segment_length", "there is no key 'modle': did you mean 'model'?"),
+        ("tokenizer.num_transforms", "there is no key 'tokenizer': did you mean 'model.tokenizer'?"),
         # A key of another group.
         ("max_epochs", "there is no key 'max_epochs': did you mean 'trainer.max_epochs'?"),
         ("trainer.num_envs", "trainer has no key 'num_envs': did you mean 'data.num_envs'?"),
-        ("data.nosuch", "data has no key 'nosuch': see --print_config for those that it has"),
-        # A key of another class.
-        ("model.tokenizer.gamma", "model.tokenizer has no key 'gamma': see --print_config for those that it has"),
+        ("data.nosuch", "data has no key 'nosuch': see --print_config for all keys"),
+        ("best_checkpoint.monitr", "best_checkpoint has no key 'monitr': did you mean 'monitor'?"),
+        # A key of another class is no misspelt one.
+        ("model.tokenizer.gamma", "model.tokenizer has no key 'gamma': see --print_config for all keys"),
+        ("model.schedule.steps", "model.schedule has no key 'steps': see --print_config for all keys"),
+        # Below a class of the user's own, whose arguments are not known, the parser is right.
+        ("model.backbone.widht", "model.backbone has no key 'widht': see --print_config for all keys"),
     ],
 )
 def test_the_wrong_part_is_named_with_what_is_like_it(path: str, line: str) -> None:

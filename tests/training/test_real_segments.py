@@ -173,12 +173,19 @@ def test_actions_that_only_exploration_takes_are_not_made_rarer(epsilon: float, 
 
 
 def test_a_batch_in_parts_equals_the_whole() -> None:
-    phases = [
-        phase_of(make_system(schedule=PhaseSchedule(steps=1, batch_size=6, micro_batch_size=size), **PPO))
-        for size in (None, 4)
-    ]
-    whole, parts = (phase.prepare(draw(phase)) for phase in phases)
-    for expected, value in zip(whole, parts, strict=True):
+    sizes: list[int] = []
+
+    def perceive(frames: Tensor) -> Tensor:
+        sizes.append(len(frames))
+        return frames
+
+    batches = []
+    for size in (None, 4):
+        schedule = PhaseSchedule(steps=1, batch_size=6, micro_batch_size=size)
+        phase = RealSegmentPhase(make_actor_critic(**PPO), RECENT, 0.0, schedule, perceive)
+        batches.append(phase.prepare(draw(phase)))
+    assert sizes == [6, 4, 2]
+    for expected, value in zip(*batches, strict=True):
         # Other batch sizes sum in another order.
         torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
 
@@ -238,5 +245,7 @@ def test_messages_name_the_keys() -> None:
     schedule = helpers.make_schedule(CollectionSchedule(0, first_epoch_frames=100), PhaseSchedule(steps=1))
     with pytest.raises(UserError, match=r"schedule\.real_segments trains on .* set it, or real_segments\.steps to 0"):
         helpers.make_system(schedule=schedule)
-    with pytest.raises(UserError, match=r"schedule\.real_segments\.steps is 2.*set steps .* to 1 and batch_size to 12"):
+    with pytest.raises(
+        UserError, match=r"schedule\.real_segments\.steps is 2.*set steps to 1, and a larger batch_size"
+    ):
         make_system(schedule=PhaseSchedule(steps=2, batch_size=6), **PPO)

@@ -50,7 +50,7 @@ def clipped_surrogate(
 
     Returns:
         the objective (B, H), and for logging (B, H) each: `approx_kl` to the old policy (Schulman's low-variance
-        estimate) and `clip_fraction`.
+        estimate) and `clip_fraction`. Both count actions that only the exploration of the old policy took.
     """
     log_ratio = log_probs - old_log_probs
     ratio = log_ratio.exp()

@@ -67,7 +67,7 @@ def root_cause(error: BaseException) -> BaseException:
 UNKNOWN_KEYS = (
     r"Option '([\w.]+)' is not accepted",
     r"Group '([\w.]+)' does not accept (?:nested )?(?:option|key) '([\w.]+)'",
-    r"nrecognized arguments: --([\w.]+)",
+    r"nrecognized arguments: --([\w.-]+)",
     r"Subcommand '\w+' does not accept option '([\w.]+)'",
 )
 """Of messages about a key that is not known below the keys that the message names."""
@@ -87,7 +87,7 @@ def shorten_parser_message(message: str) -> str:
         return NO_MODEL
     for unknown in UNKNOWN_KEYS:
         if found := re.search(unknown, message):
-            return explain_unknown_key(".".join([*keys, *found.groups()]))
+            return explain_unknown_key(".".join([*keys, *found.groups()]).replace("-", "_"))
     wrong = re.search(r"Expected an? <class '(?:\w+\.)*(?!NoneType)(\w+)'>", message)
     value = re.search(r"Got value: (.+?)(?:\. Got value|\n|$)", message)
     if path and wrong:

@@ -190,7 +190,22 @@ def _split_nulls(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
         for key in reversed(option.removeprefix("--").split(".")):
             content = {key: content}
         nulls = merge_configs(nulls, content)
+        others = _without(others, option)
     return others, nulls
+
+
+def _without(arguments: list[str], option: str) -> list[str]:
+    """A command line without the options that set the same key, with or without `init_args` in it."""
+    key = option.replace(".init_args.", ".")
+    kept: list[str] = []
+    iterator = iter(arguments)
+    for argument in iterator:
+        name, equals, _ = argument.partition("=")
+        if name.replace(".init_args.", ".") != key:
+            kept.append(argument)
+        elif not equals:
+            next(iterator, None)
+    return kept
 
 
 def _read(path: Path) -> dict[str, Any]:

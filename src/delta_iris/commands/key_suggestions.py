@@ -22,6 +22,7 @@ GROUP_CLASSES = {
     "trainer": L.Trainer,
     "data": ReplayDataModule,
     "checkpoint": RunCheckpoint,
+    "best_checkpoint": RunCheckpoint,
     "episodes": EpisodeStatistics,
     "images": ImageLogger,
 }
@@ -38,20 +39,30 @@ def explain_unknown_key(path: str) -> str:
         path: the key as it was given, from the top: `model.tokeniser.init_args.num_transforms`.
 
     Returns:
-        a line that names the first part that is no key anywhere (the last part, if all are), and the key that is most
-        like it.
+        a line that names the part that is wrong, and the key that is most like it: the part that is no key of any
+        class of the package, if it is the only one, and otherwise the last.
     """
     parts = [part for part in path.split(".") if part != "init_args"]
     words = _words()
-    wrong = next((index for index, part in enumerate(parts) if part not in words), len(parts) - 1)
+    if parts[0] not in TOP_LEVEL and parts[0] in words:
+        return f"there is no key {parts[0]!r}: did you mean {_home(parts[0]) + '.' + parts[0]!r}?"
+    foreign = [index for index, part in enumerate(parts) if part not in words]
+    wrong = foreign[0] if len(foreign) == 1 else len(parts) - 1
     owner, key = ".".join(parts[:wrong]), parts[wrong]
     what = f"{owner} has no key {key!r}" if owner else f"there is no key {key!r}"
-    if owner in ("", *GROUP_CLASSES):
-        for group, kind in GROUP_CLASSES.items():
-            if key in inspect.signature(kind).parameters:
-                return f"{what}: did you mean '{group}.{key}'?"
-        words = frozenset(inspect.signature(GROUP_CLASSES[owner]).parameters) if owner else frozenset(TOP_LEVEL)
-    return what + (did_you_mean(key, words - {key}) or ": see --print_config for those that it has")
+    if owner in GROUP_CLASSES:
+        own = inspect.signature(GROUP_CLASSES[owner]).parameters
+        hint = did_you_mean(key, own) or (f": did you mean '{_home(key)}.{key}'?" if key in words else "")
+    elif key in words:  # of another class, which may be anywhere
+        hint = ""
+    else:
+        hint = did_you_mean(key, words if owner else TOP_LEVEL)
+    return what + (hint or ": see --print_config for all keys")
+
+
+def _home(key: str) -> str:
+    """The group that has a key; those of the model are its classes'."""
+    return next((each for each, kind in GROUP_CLASSES.items() if key in inspect.signature(kind).parameters), "model")
 
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:
@@ -64,7 +75,7 @@ def did_you_mean(word: str, words: Iterable[str]) -> str:
     Returns:
         `: did you mean 'x'?`, or nothing where none is similar.
     """
-    similar = difflib.get_close_matches(word, words, n=1, cutoff=0.7)
+    similar = difflib.get_close_matches(word, words, n=1, cutoff=0.75)
     return f": did you mean {similar[0]!r}?" if similar else ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -389,8 +390,8 @@ class CollectTrainLoop(FitLoopBase):
         self.trainer.save_checkpoint(self.interrupted_checkpoint, weights_only=False)
         rank_zero_info(f"\nStopped in epoch {self.trainer.current_epoch + 1}. Resume with:")
         config = RunFolder.of(self.trainer).path / "config.yaml"
-        command = f"delta-iris fit --config {config} " if config.exists() else ""  # only the command line writes it
-        rank_zero_info(f"  {command}--ckpt_path {self.interrupted_checkpoint}")
+        command = ["delta-iris", "fit", "--config", str(config)] if config.exists() else []  # there is a command line
+        rank_zero_info(f"  {shlex.join([*command, '--ckpt_path', str(self.interrupted_checkpoint)])}")
         if self.stop_signal not in (None, signal.SIGINT, signal.SIGTERM) and self.trainer.is_global_zero:
             requeue()
 

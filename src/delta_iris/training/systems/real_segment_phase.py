@@ -21,8 +21,9 @@ class RealSegmentPhase(ActorCriticPhase):
     """Trains an actor-critic on real segments of burn-in, horizon and one bootstrapping frame.
 
     PPO compares the policy with the one that took the actions. The replay does not hold their probabilities, so they
-    are computed when a batch is prepared, which is right only while the policy is still the one that collected: for the
-    first batch of an epoch. A second batch would be taken for the actions of a policy that did not take them.
+    are computed when a batch is prepared, as if the present policy had collected. This holds for the first batch of an
+    epoch, except for what an earlier policy collected: the first steps of episodes that were under way when the epoch
+    began, or all of them in an epoch that collects nothing.
 
     Args:
         actor_critic: what is trained.
@@ -48,14 +49,13 @@ class RealSegmentPhase(ActorCriticPhase):
         name: str = "actor_critic",
         label: str = "actor-critic",
     ) -> None:
-        key = f"model.init_args.schedule.{name}"
-        if actor_critic.is_multi_epoch and schedule.most_steps > 1:
-            steps, size = schedule.most_steps, schedule.batch_size
-            raise UserError(
-                f"{key}.steps is {steps}, and PPO's probability ratio holds for one batch an epoch only, because the "
-                "first one changes the policy that collected it: set steps (and first_epoch_steps) to 1 and batch_size "
-                f"to {steps * size}, with micro_batch_size {size} if memory is short"
-            )
+        for key, steps in (("steps", schedule.steps), ("first_epoch_steps", schedule.first_epoch_steps or 0)):
+            if actor_critic.is_multi_epoch and steps > 1:
+                raise UserError(
+                    f"model.init_args.schedule.{name}.{key} is {steps}, and PPO trains on one batch of real segments "
+                    "an epoch, because the policy that has trained on it is no longer the one that took the actions: "
+                    f"set {key} to 1, and a larger batch_size (with micro_batch_size where memory is short)"
+                )
         # All steps but those of the burn-in and the bootstrapping frame are real.
         length = actor_critic.burn_in + actor_critic.horizon + 1
         sampling = Sampling(length, actor_critic.burn_in, 1, 0.0, recent_frames)
