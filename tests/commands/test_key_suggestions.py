@@ -19,6 +19,8 @@ from delta_iris.commands.main import main
     [
         ("trainer.max_epoch", "trainer has no key 'max_epoch': did you mean 'max_epochs'?"),
         ("data.num_env", "data has no key 'num_env': did you mean 'num_envs'?"),
+        ("data.num-envs", "data has no key 'num-envs': did you mean 'num_envs'?"),
+        ("print_cofig", "there is no key 'print_cofig': did you mean 'print_config'?"),
         # The first part that is wrong, not the last one.
         ("model.tokeniser.num_transforms", "model has no key 'tokeniser': did you mean 'tokenizer'?"),
         (
@@ -69,4 +71,4 @@ def test_the_options_of_the_command_are_known(capsys: pytest.CaptureFixture[str]
     config = yaml.safe_load("#" + printed)
     # Lightning's, which systems do not use.
     assert set(config) - set(TOP_LEVEL) == {"optimizer", "lr_scheduler", "weights_only"}
-    assert set(TOP_LEVEL) - set(config) <= {"config", "trust"}
+    assert set(TOP_LEVEL) - set(config) == {"config", "trust", "print_config", "help"}

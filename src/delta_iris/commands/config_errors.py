@@ -87,7 +87,7 @@ def shorten_parser_message(message: str) -> str:
         return NO_MODEL
     for unknown in UNKNOWN_KEYS:
         if found := re.search(unknown, message):
-            return explain_unknown_key(".".join([*keys, *found.groups()]).replace("-", "_"))
+            return explain_unknown_key(".".join([*keys, *found.groups()]))
     wrong = re.search(r"Expected an? <class '(?:\w+\.)*(?!NoneType)(\w+)'>", message)
     value = re.search(r"Got value: (.+?)(?:\. Got value|\n|$)", message)
     if path and wrong:

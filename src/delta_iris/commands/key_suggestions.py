@@ -28,7 +28,11 @@ GROUP_CLASSES = {
 }
 """Classes whose arguments are the keys of top-level groups."""
 
-TOP_LEVEL = (*GROUPS, "name", "version", "num_threads", "init_from", "trust", "seed_everything", "ckpt_path", "config")
+TOP_LEVEL = (
+    *GROUPS,
+    *("name", "version", "num_threads", "init_from", "trust", "seed_everything", "ckpt_path"),
+    *("config", "print_config", "help"),
+)
 """Options and groups of the commands."""
 
 
