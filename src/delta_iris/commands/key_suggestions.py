@@ -106,6 +106,7 @@ def _classes(config: Any) -> Iterator[type]:
 
 def _arguments(kind: type) -> Iterator[str]:
     """The arguments of a class, and the fields of dataclasses among them."""
+    # mypy warns of constructors that subclasses override; this one is only read.
     hints = get_type_hints(kind if is_dataclass(kind) else kind.__init__)  # type: ignore[misc]
     for name in inspect.signature(kind).parameters:
         yield name
